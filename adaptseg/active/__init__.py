@@ -1,0 +1,7 @@
+"""Buying labels: scores, selection and balancing (pure), the label store, oracles, and the callbacks that run rounds."""
+
+from adaptseg.active.cbda import CBDA as CBDA
+from adaptseg.active.oracles import GroundTruth as GroundTruth
+from adaptseg.active.oracles import NoisyGroundTruth as NoisyGroundTruth
+from adaptseg.active.oracles import Oracle as Oracle
+from adaptseg.active.rounds import Acquisition as Acquisition

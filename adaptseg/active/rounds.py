@@ -1,0 +1,238 @@
+"""When and how a round happens inside one fit: score, select, ask, store, go on. What is bought is a subclass's business."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adaptseg import distributed, storage
+from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
+from adaptseg.active.oracles import GroundTruth, Oracle
+from adaptseg.data.pair import DomainPair
+from adaptseg.errors import AdaptSegError
+from adaptseg.metrics import label_balance_entropy
+
+
+class Snapshot(NamedTuple):
+    """One pool image as a round saw it, for pictures: prediction (H, W) int64, score (H, W) float32, on the pool grid."""
+
+    prediction: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+
+class Acquisition(Callback, ABC):
+    """Base of every acquisition: fires at the end of the ticks that `round_steps` names.
+
+    State: round number, checksum of its query and the table of rounds, in the checkpoint (`state_dict`); the labels
+    themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored until
+    the round is redone; one that is behind it raises.
+
+    Args:
+        oracle: who answers a query; default: the pool's ground truth.
+        scratch: folder for score maps during a round (4 bytes a pool pixel at most); default: inside the run directory.
+        seed: filled in from `seed_everything`.
+    """
+
+    def __init__(self, *, oracle: Oracle | None, scratch: str | None, seed: int) -> None:
+        self.oracle = oracle or GroundTruth()
+        self.scratch, self.seed = scratch, seed
+        self.round = 0
+        self.checksum = ""
+        self.history: list[dict[str, Any]] = []
+        self.snapshots: dict[str, Snapshot] = {}
+        self.store: LabelStore
+
+    # ---- to be written by an acquisition
+
+    @property
+    @abstractmethod
+    def rounds(self) -> int:
+        """How many rounds there will be."""
+
+    @abstractmethod
+    def round_steps(self, max_steps: int, tick: int) -> list[int]:
+        """The optimiser steps (multiples of the tick) after which the rounds fire, ascending."""
+
+    @abstractmethod
+    def check_budget(self, sizes: dict[str, tuple[int, int]]) -> None:
+        """Raise AdaptSegError if the budget buys nothing from a pool of these (H, W)."""
+
+    @abstractmethod
+    def query(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """This rank's share of the next round: (key, pixels to buy (H, W) bool). Every rank iterates it to its end."""
+
+    @abstractmethod
+    def scratch_bytes(self, sizes: dict[str, tuple[int, int]]) -> int:
+        """Largest scratch space of one round over all ranks."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that decide what is bought; hashed into every manifest."""
+
+    # ---- Lightning's hooks
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"round": self.round, "checksum": self.checksum, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.round, self.checksum = state_dict["round"], state_dict["checksum"]
+        self.history = list(state_dict["history"])
+
+    @property
+    def state_key(self) -> str:
+        return "active"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = self._data(trainer)
+        self.oracle.bind(data.pool)
+        self.fire_at = self.round_steps(trainer.max_steps, data.tick_length(trainer.max_steps))
+        late = [step for step in self.fire_at if step >= trainer.max_steps]
+        if late:
+            raise AdaptSegError(
+                f"active.schedule puts a round after step {late[0]}, but training ends at step {trainer.max_steps}: "
+                "labels bought then would never be used"
+            )
+        if len(set(self.fire_at)) < len(self.fire_at):
+            raise AdaptSegError(
+                f"active.schedule puts two rounds into one tick (rounds after steps {self.fire_at}); shorten data.tick"
+            )
+        sizes = {key: data.pool_grid(key) for key in data.pool.keys}
+        self.check_budget(sizes)
+        with storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round"):
+            pass  # too little disk is known now, not at the first round
+        if trainer.is_global_zero:
+            LabelStore.create(Path(trainer.default_root_dir) / "labels", sizes, data.class_table)
+        trainer.strategy.barrier("label store created")
+        self.store = LabelStore.open(Path(trainer.default_root_dir) / "labels")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.round > self.store.rounds:
+            raise AdaptSegError(
+                f"the checkpoint is in round {self.round}, but the label store {self.store.folder} holds only "
+                f"{self.store.rounds}: restore its files, or start over with --fresh"
+            )
+        if self.round and not self.store.matches(self.round, self.checksum):
+            raise AdaptSegError(
+                f"round {self.round} of the label store {self.store.folder} is not the one this checkpoint was trained "
+                "on (query checksums differ): restore its files, or start over with --fresh"
+            )
+        if self.round:
+            self._data(trainer).bought = self.store.view(self.round)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a round fires once `step` optimiser steps are done."""
+        return self.round < len(self.fire_at) and step >= self.fire_at[self.round]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_due(trainer.global_step):
+            self._acquire(trainer, pl_module)
+
+    # ---- one round
+
+    def _acquire(self, trainer: Trainer, module: LightningModule) -> None:
+        """Buy one round. Leaves modes, gradients and random state of the training as they were."""
+        was_training = [m for m in module.modules() if m.training]
+        devices = [module.device] if module.device.type == "cuda" else []
+        module.eval()
+        sizes = {key: (height, width) for key, (height, width) in self.store.sizes.items()}
+        space = storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round")
+        with torch.no_grad(), torch.random.fork_rng(devices), space as folder:
+            checksum = self._spool_query(trainer, module, folder)
+            if self.store.matches(self.round + 1, checksum):
+                totals = None  # bought before a kill; the answers are still valid
+            else:
+                totals = self._ask(self.round + 1, folder, checksum, trainer.is_global_zero)
+        for m in was_training:
+            m.training = True
+        self.round, self.checksum = self.round + 1, checksum
+        if totals is not None:
+            self.store = LabelStore.open(self.store.folder)
+        self._data(trainer).bought = self.store.view(self.round)
+        self.history.append(self._row(trainer))
+
+    def _spool_query(self, trainer: Trainer, module: LightningModule, folder: Path) -> str:
+        """Write this rank's query, one bit a pixel, and return the checksum of the query of all ranks.
+
+        The query must be complete, and compared with what the store already holds, before anyone is asked.
+        """
+        total = 0
+        self._spooled: list[str] = []
+        for key, wanted in self.query(trainer, module, folder):
+            if wanted.any():
+                np.save(folder / f"query{len(self._spooled)}.npy", np.packbits(wanted))
+                self._spooled.append(key)
+                total += query_checksum([(key, np.argwhere(wanted))])
+        return format_checksum(distributed.sum_over_ranks([total % 2**63], modulus=2**63)[0])
+
+    def _ask(self, round: int, folder: Path, checksum: str, is_global_zero: bool) -> RoundTotals:
+        if is_global_zero:
+            self.store.prepare(round)
+        distributed.barrier()
+        mine = self.store.stage(round, self._answers(folder))
+        summed = distributed.sum_over_ranks([mine.spent, mine.void, mine.images, *mine.class_counts.tolist()])
+        totals = RoundTotals(*summed[:3], np.array(summed[3:], np.int64))
+        distributed.barrier()
+        if is_global_zero:
+            config = storage.content_hash(self.settings())
+            self.store.seal(round, totals, query_checksum=checksum, config_hash=config, seed=self.seed)
+        distributed.barrier()
+        return totals
+
+    def _answers(self, folder: Path) -> Iterable[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
+        for number, key in enumerate(self._spooled):
+            height, width = self.store.sizes[key]
+            bits = np.unpackbits(np.load(folder / f"query{number}.npy"), count=height * width)
+            wanted = bits.reshape(height, width).astype(bool)
+            yield key, self.oracle.answer(key, wanted), wanted
+
+    def _row(self, trainer: Trainer) -> dict[str, Any]:
+        """A row of the table of rounds. The scores are those of the network that chose the pixels, before it saw them."""
+        return {
+            "round": self.round,
+            "step": trainer.global_step,
+            "spent_before": self.store.spent(self.round - 1),
+            "spent": self.store.spent(self.round),
+            "void": self.store.void(self.round),
+            "pool_pixels": sum(math.prod(size) for size in self.store.sizes.values()),
+            "balance": label_balance_entropy(torch.from_numpy(self.store.class_counts(self.round))),
+            **final_scores(trainer),
+        }
+
+    def _scratch_folder(self, trainer: Trainer) -> Path:
+        return Path(self.scratch or trainer.default_root_dir)
+
+    @staticmethod
+    def _data(trainer: Trainer) -> DomainPair:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DomainPair):
+            raise AdaptSegError("active: an acquisition needs `data:` to be a DomainPair")
+        return data
+
+
+def final_scores(trainer: Trainer) -> dict[str, Any]:
+    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set."""
+    scores = {
+        name.removeprefix("val/iou/"): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/iou/")
+    }
+    if not scores:
+        return {}
+    worst = min(scores, key=scores.__getitem__)
+    return {"miou": float(trainer.callback_metrics["val/miou"]), "worst_class": worst, "worst_iou": scores[worst]}
+
+
+def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device."""
+    return module.predict_probabilities(image.to(module.device), size=size)[0, 0]  # pyright: ignore[reportCallIssue]

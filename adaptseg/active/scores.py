@@ -1,0 +1,234 @@
+"""Acquisition scores: how much one would like to know the label of a pixel. Higher = buy; natural logarithm; float32.
+
+Scores are computed class by class, so a 19 x 1024 x 2048 map costs a few (H, W) maps beside itself. Inputs of 16 bits
+are widened to float32; float64 is computed in float64. The result is always float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adaptseg.errors import AdaptSegError
+
+RELEASED_EPSILON = 1e-6
+"""Inside RIPU's logarithms (released code). It makes the entropy of a certain distribution -1e-6 instead of 0."""
+
+
+def entropy(probabilities: Tensor, *, dim: int = -3) -> Tensor:
+    """Entropy -sum_c p_c log p_c over `dim`, with 0 log 0 = 0; in [0, log C].
+
+    Args:
+        probabilities: (..., C, H, W) by default; they sum to 1 over `dim`.
+        dim: the class dimension, which the result lacks.
+    """
+    return _entropy(probabilities, dim).float()
+
+
+def margin(probabilities: Tensor, *, dim: int = -3) -> Tensor:
+    """Second largest minus largest probability over `dim`: in [-1, 0], 0 where the two best classes tie."""
+    if probabilities.shape[dim] < 2:
+        raise AdaptSegError(f"margin needs two classes; dimension {dim} of {tuple(probabilities.shape)} has fewer")
+    first, *others = _wide(probabilities).unbind(dim)
+    second = torch.full_like(first, -math.inf)
+    for p in others:
+        second = torch.maximum(second, torch.minimum(first, p))
+        first = torch.maximum(first, p)
+    return (second - first).float()
+
+
+def least_confidence(probabilities: Tensor, *, dim: int = -3) -> Tensor:
+    """One minus the largest probability over `dim`: in [0, 1 - 1/C]."""
+    return (1 - _wide(probabilities).amax(dim)).float()
+
+
+def mutual_information(draws: Tensor, *, dim: int = -3) -> Tensor:
+    """What the label would tell about the model (BALD): entropy of the mean draw minus mean entropy of the draws.
+
+    Args:
+        draws: (K, ..., C, H, W) probabilities of K stochastic passes.
+        dim: the class dimension of `draws`; not 0.
+
+    Returns:
+        (..., H, W) in [0, log min(C, K)]; rounding below 0 is clamped.
+    """
+    dim = dim - draws.ndim if dim >= 0 else dim
+    if not -draws.ndim < dim < 0 or len(draws) == 0:
+        raise AdaptSegError(f"draws {tuple(draws.shape)} with class dimension {dim}; give (K, ..., C, H, W) with K > 0")
+    mean, mean_entropy = torch.zeros_like(_wide(draws[0])), torch.zeros(())
+    for draw in draws:
+        mean = mean + draw / len(draws)
+        mean_entropy = mean_entropy.to(mean) + _entropy(draw, dim) / len(draws)
+    return (_entropy(mean, dim) - mean_entropy).clamp_min(0).float()
+
+
+def region_impurity(predicted: Tensor, num_classes: int, radius: int) -> Tensor:
+    """RIPU's region impurity: entropy of the predicted classes inside the window around each pixel.
+
+    -sum_c q_c log(q_c + 1e-6), q_c = share of class c among the window's pixels inside the image (released code; not
+    divided by log C). A pure window scores -1e-6, not 0.
+
+    Args:
+        predicted: (H, W) integer classes in [0, num_classes).
+        num_classes: C.
+        radius: Chebyshev radius k of the window, side 2k+1; clipped at the border.
+
+    Returns:
+        (H, W) float32 in [-1e-6, log C].
+    """
+    if predicted.ndim != 2 or predicted.is_floating_point():
+        raise AdaptSegError(f"predicted is {predicted.dtype} {tuple(predicted.shape)}; give integer (H, W)")
+    _require_radius(radius)
+    if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < num_classes:
+        raise AdaptSegError(
+            f"predicted classes reach from {int(predicted.min())} to {int(predicted.max())} of {num_classes}"
+        )
+    area = _window_area(predicted, radius)
+    # Counts reach (2k+1)^2; 16 bits halve the memory traffic while they last.
+    counts = torch.int16 if (2 * radius + 1) ** 2 < 1 << 15 else torch.int32
+    impurity = torch.zeros_like(area)
+    for c in torch.bincount(predicted.flatten(), minlength=num_classes).nonzero().flatten():
+        share = _window_sum((predicted == c).to(counts), radius) / area
+        impurity -= share * (share + RELEASED_EPSILON).log_()
+    return impurity
+
+
+def prediction_uncertainty(probabilities: Tensor, radius: int) -> Tensor:
+    """RIPU's prediction uncertainty: mean entropy inside the window around each pixel.
+
+    The entropy is -sum_c p_c log(p_c + 1e-6) (released code; not divided by log C), so that a certain pixel has -1e-6.
+
+    Args:
+        probabilities: (C, H, W).
+        radius: Chebyshev radius of the window; clipped at the border.
+
+    Returns:
+        (H, W) float32 in [-1e-6, log C].
+    """
+    return box_mean(_released_entropy(probabilities), radius)
+
+
+def ripu(probabilities: Tensor, radius: int, *, mode: Literal["region", "pixel"] = "region") -> Tensor:
+    """RIPU's score (Xie et al., CVPR 2022; formulas from the released code).
+
+    "region": region impurity x prediction uncertainty, each divided by log C.
+    "pixel": region impurity x entropy of the pixel itself, neither divided (published with radius 32).
+
+    Either factor is clamped at 0: the released 1e-6 lets both fall to -1e-6, and a negative score times a class weight
+    below 1 would rank saturated classes first.
+
+    Args:
+        probabilities: (C, H, W), C >= 2.
+        radius: Chebyshev radius k of the window.
+
+    Returns:
+        (H, W) float32 >= 0.
+    """
+    if probabilities.ndim != 3 or len(probabilities) < 2:
+        raise AdaptSegError(f"probabilities have shape {tuple(probabilities.shape)}; give (C, H, W) with C >= 2")
+    num_classes = len(probabilities)
+    impurity = region_impurity(_predicted(probabilities), num_classes, radius).clamp_min(0)
+    if mode == "pixel":
+        return impurity * _released_entropy(probabilities).clamp_min(0).float()
+    uncertainty = prediction_uncertainty(probabilities, radius).clamp_min(0)
+    return impurity * uncertainty / math.log(num_classes) ** 2
+
+
+def random_score(size: tuple[int, int], *, seed: int, round: int, key: str) -> Tensor:
+    """Uniform (H, W) float32 in [0, 1): the random baseline, a pure function of its arguments on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{round}/{key}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return torch.as_tensor(generator.random(size, dtype=np.float32))
+
+
+def box_mean(x: Tensor, radius: int) -> Tensor:
+    """Mean over the window of Chebyshev radius `radius` around each pixel, borders by the true number of pixels.
+
+    Args:
+        x: (..., H, W) floating.
+        radius: 0 or more; the cost grows with its logarithm.
+
+    Returns:
+        (..., H, W) float32.
+    """
+    _require_radius(radius)
+    x = _wide(x)
+    return (_window_sum(x, radius) / _window_area(x, radius)).float()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _entropy(probabilities: Tensor, dim: int) -> Tensor:
+    parts = _wide(probabilities).unbind(dim)
+    total = torch.zeros_like(parts[0])
+    for p in parts:
+        total = total - torch.xlogy(p, p)
+    return total
+
+
+def _predicted(probabilities: Tensor) -> Tensor:
+    """The most probable class, the first of equals; class by class, since argmax over a leading dimension strides."""
+    best = probabilities[0]
+    predicted = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
+    for c, p in enumerate(probabilities):
+        predicted.masked_fill_(p > best, c)
+        best = torch.maximum(best, p)
+    return predicted
+
+
+def _released_entropy(probabilities: Tensor) -> Tensor:
+    if probabilities.ndim != 3:
+        raise AdaptSegError(f"probabilities have shape {tuple(probabilities.shape)}; give (C, H, W)")
+    parts = _wide(probabilities).unbind(0)
+    total = torch.zeros_like(parts[0])
+    for p in parts:
+        total = total - p * (p + RELEASED_EPSILON).log()
+    return total
+
+
+def _require_radius(radius: int) -> None:
+    if radius < 0:
+        raise AdaptSegError(f"radius is {radius}; give 0 or more pixels")
+
+
+def _window_area(x: Tensor, radius: int) -> Tensor:
+    """(H, W) float32: how many pixels of the window lie inside the image."""
+    rows, columns = (_window_sum_along(torch.ones(n, device=x.device), radius, 0) for n in x.shape[-2:])
+    return rows[:, None] * columns
+
+
+def _window_sum(x: Tensor, radius: int) -> Tensor:
+    """Sum over the square window, zeros outside; exact for integers that fit the dtype."""
+    return _window_sum_along(_window_sum_along(x, radius, -1), radius, -2)
+
+
+def _window_sum_along(x: Tensor, radius: int, dim: int) -> Tensor:
+    """Sliding sum of 2 * radius + 1 neighbours along one dimension, put together from runs of length 1, 2, 4, ...
+
+    Unlike a difference of cumulative sums this never cancels, so that float32 keeps its precision; and it takes
+    about 2 log2(2k+1) additions where the plain sum takes 2k.
+    """
+    length = x.shape[dim]
+    radius = min(radius, max(length - 1, 0))
+    pad = [0, 0] * (-dim if dim < 0 else x.ndim - dim)
+    pad[-2:] = [radius, radius]
+    runs, run = functional.pad(x, pad), 1  # runs[i] = sum of `run` neighbours from i on
+    missing, offset = 2 * radius + 1, 0
+    total = torch.zeros_like(x)
+    while missing:
+        if missing & 1:
+            total += runs.narrow(dim, offset, length)
+            offset += run
+        missing >>= 1
+        if missing:
+            rest = runs.shape[dim] - run
+            runs, run = runs.narrow(dim, 0, rest) + runs.narrow(dim, run, rest), 2 * run
+    return total

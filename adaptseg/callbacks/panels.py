@@ -1,0 +1,141 @@
+"""Pictures of a run: what each round scored and bought, what the network predicts at the end, and mIoU over labels spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.classes import VOID, ClassTable
+from adaptseg.data.batch import Labelled
+from adaptseg.data.pair import DomainPair
+from adaptseg.data.transforms import resized_image
+
+SCENES = 4
+"""Rows of a picture."""
+
+Picture = NDArray[Any]
+
+
+class Panels(Callback):
+    """Writes `pictures/round_NN.png`, `pictures/final.png` and `pictures/curve.png`; W&B gets copies. Stateless."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        acquisition = _acquisition(trainer)
+        if acquisition is None or not acquisition.snapshots:
+            return
+        data = _data(trainer)
+        rows = [_round_row(acquisition, data, key) for key in acquisition.snapshots]
+        acquisition.snapshots = {}
+        titles = ["target image", "truth", "prediction", "score", "bought so far"]
+        _save(trainer, _grid(titles, rows), f"round_{acquisition.round:02d}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
+            return
+        data = _data(trainer)
+        if data.val is not None:
+            keys = data.val.keys[:: max(1, len(data.val.keys) // SCENES)][:SCENES]
+            rows = [_final_row(pl_module, data, key) for key in keys]
+            _save(trainer, _grid(["image", "truth", "prediction", "wrong pixels"], rows), "final")
+        acquisition = _acquisition(trainer)
+        if acquisition is not None and acquisition.history and final_scores(trainer):
+            _save(trainer, _curve(acquisition.history, final_scores(trainer)["miou"]), "curve")
+
+
+def _acquisition(trainer: Trainer) -> Acquisition | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
+
+
+def _data(trainer: Trainer) -> DomainPair:
+    data = getattr(trainer, "datamodule", None)
+    assert isinstance(data, DomainPair)
+    return data
+
+
+def _round_row(acquisition: Acquisition, data: DomainPair, key: str) -> list[Picture]:
+    prediction, score = acquisition.snapshots[key]
+    table, size = data.class_table, prediction.shape
+    image = resized_image(data.pool.image(key), size).permute(1, 2, 0).numpy()
+    truth = acquisition.oracle.truth(key, size)  # an oracle that is a person has none
+    bought = acquisition.store.bought(key, acquisition.round)
+    labels = acquisition.store.labels(key, acquisition.round)
+    shown = (image * 0.35).astype(np.uint8)
+    shown[bought] = table.colorize(labels[bought])
+    blank = np.zeros_like(image)
+    return [image, blank if truth is None else table.colorize(truth), table.colorize(prediction), score, shown]
+
+
+def _final_row(module: LightningModule, data: DomainPair, key: str) -> list[Picture]:
+    assert data.val is not None
+    batch = next(iter(data._evaluation_loader(data.val, [key], with_labels=True)))
+    assert isinstance(batch, Labelled)
+    labels = batch.labels[0].numpy()
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        probabilities = module.predict_probabilities(batch.image.to(module.device), size=labels.shape)  # pyright: ignore
+    module.train(was_training)
+    prediction = probabilities[0, 0].argmax(0).cpu().numpy()
+    return [data.val.image(key), _color(data, labels), _color(data, prediction), _errors(labels, prediction)]
+
+
+def _color(data: DomainPair, labels: NDArray[np.int64]) -> Picture:
+    table: ClassTable = data.class_table
+    return table.colorize(labels)
+
+
+def _errors(labels: NDArray[np.int64], prediction: NDArray[np.int64]) -> Picture:
+    """Right pixels dark, wrong ones red, void grey."""
+    picture = np.full((*labels.shape, 3), 20, np.uint8)
+    picture[prediction != labels] = (230, 60, 50)
+    picture[labels == VOID] = 90
+    return picture
+
+
+def _grid(titles: list[str], rows: list[list[Picture]]) -> Figure:
+    """Rows of pictures under column titles; two-dimensional arrays are drawn as heat maps."""
+    height, width = rows[0][0].shape[:2]
+    cell = 3.4
+    figure = Figure(figsize=(cell * len(titles), cell * height / width * len(rows) + 0.35), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, pictures in zip(axes, rows, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture, cmap="magma", interpolation="nearest")
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=11)
+    return figure
+
+
+def _curve(history: list[dict[str, Any]], final_miou: float) -> Figure:
+    """mIoU of the network over the share of the pool that it had been shown."""
+    pool = history[0]["pool_pixels"]
+    spent = [row["spent_before"] / pool for row in history] + [history[-1]["spent"] / pool]
+    miou = [row.get("miou", np.nan) for row in history] + [final_miou]
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    axis.plot([100 * share for share in spent], [100 * value for value in miou], marker="o")
+    axis.set_xlabel("labels spent, % of pool pixels")
+    axis.set_ylabel("mIoU on the validation split, %")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _save(trainer: Trainer, figure: Figure, name: str) -> None:
+    path = Path(trainer.default_root_dir) / "pictures" / f"{name}.png"
+    if not trainer.is_global_zero:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=f"pictures/{name}", images=[str(path)])

@@ -1,0 +1,158 @@
+"""What a run tells a person: a table row after each round, per-class IoU at the end, and the small files behind both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.table import Table
+
+from adaptseg import storage
+from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.callbacks.progress import RunProgress
+from adaptseg.loggers import CsvLogger
+
+COLUMNS = ("round", "step", "bought px", "of pool", "void px", "balance", "mIoU", "worst class", "IoU")
+WIDTHS = (5, 7, 12, 8, 10, 7, 6, 14, 6)
+
+
+class Report(Callback):
+    """Prints tables, writes `rounds.csv` after each round and `result.json` at the end of a fit.
+
+    State: seconds spent in fit so far and whether the header row was printed by this process (not saved).
+    """
+
+    def __init__(self) -> None:
+        self.seconds_before = 0.0
+        self._printed_rows = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self._began
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.rewind(trainer.global_step)
+        rows = acquisition.history if (acquisition := _acquisition(trainer)) else []
+        self._printed_rows = 0
+        self._print_rows(trainer, rows)  # those of the interrupted run
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        acquisition = _acquisition(trainer)
+        if acquisition is None or len(acquisition.history) == self._printed_rows:
+            return
+        self._print_rows(trainer, acquisition.history)
+        row = acquisition.history[-1]
+        numbers = {f"round/{name}": float(row[name]) for name in ("spent", "void", "balance")}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+        _write_rounds(trainer, acquisition.history)
+
+    def _print_rows(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        bar = trainer.progress_bar_callback
+        if not isinstance(bar, RunProgress):
+            return
+        for row in rows[self._printed_rows :]:
+            if self._printed_rows == 0:
+                bar.print(_line(COLUMNS), style="bold", highlight=False)
+            bar.print(_line(_cells(row)), highlight=False)
+            self._printed_rows += 1
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
+            return
+        acquisition = _acquisition(trainer)
+        history = list(acquisition.history) if acquisition else []
+        scores = final_scores(trainer)
+        if acquisition and history:
+            end = {**history[-1], **scores, "round": "end", "step": trainer.global_step}
+            self._print_rows(trainer, [*history, end])
+        self._print_classes(trainer)
+        storage.atomic_json(
+            Path(trainer.default_root_dir) / "result.json",
+            {
+                "steps": trainer.global_step,
+                "seconds": round(self._seconds(), 1),
+                "rounds": history,
+                "val": {**scores, "iou": _class_scores(trainer)} if scores else None,
+            },
+        )
+
+    def _print_classes(self, trainer: Trainer) -> None:
+        scores = _class_scores(trainer)
+        bar = trainer.progress_bar_callback
+        if not scores or not isinstance(bar, RunProgress):
+            return
+        names = trainer.lightning_module.class_table.names
+        table = Table(title="IoU per class, validation", title_justify="left")
+        table.add_column("class")
+        table.add_column("IoU", justify="right")
+        for name in names:
+            table.add_row(name, f"{100 * scores[name]:.1f}" if name in scores else "absent")
+        table.add_section()
+        table.add_row("mean", f"{100 * float(trainer.callback_metrics['val/miou']):.1f}", style="bold")
+        bar.print(table)
+
+
+def _acquisition(trainer: Trainer) -> Acquisition | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
+
+
+def _class_scores(trainer: Trainer) -> dict[str, float]:
+    metrics = trainer.callback_metrics.items()
+    return {name.removeprefix("val/iou/"): float(v) for name, v in metrics if name.startswith("val/iou/")}
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    has_scores = "miou" in row
+    return (
+        str(row["round"]),
+        str(row["step"]),
+        f"{row['spent']:,}",
+        f"{100 * row['spent'] / row['pool_pixels']:.2f}%",
+        f"{row['void']:,}",
+        f"{row['balance']:.3f}",
+        f"{100 * row['miou']:.1f}" if has_scores else "",
+        row["worst_class"] if has_scores else "",
+        f"{100 * row['worst_iou']:.1f}" if has_scores else "",
+    )
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
+    if trainer.is_global_zero:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        storage.atomic_write(Path(trainer.default_root_dir) / "rounds.csv", text.getvalue())
+
+
+def write_scores(trainer: Trainer, prefix: str) -> None:
+    """After `validate` or `test`: print the scores and write `<prefix>.json` into the run directory."""
+    metrics = trainer.callback_metrics
+    start = f"{prefix}/iou/"
+    scores = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
+    result = {
+        "checkpoint": str(trainer.ckpt_path),
+        **{name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")},
+        "iou": scores,
+    }
+    if trainer.is_global_zero:
+        storage.atomic_json(Path(trainer.default_root_dir) / f"{prefix}.json", result)

@@ -1,0 +1,77 @@
+"""`adaptseg VERB`: help and errors without torch; the verbs of training in `lightning_cli`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from adaptseg import __version__
+from adaptseg.errors import AdaptSegError
+
+VERBS = ("fit", "validate", "test", "predict")
+
+HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
+
+usage: adaptseg VERB --config RECIPE.yaml [--config OVERLAY.yaml ...] [--key.subkey VALUE ...]
+
+verbs
+  fit        train; buys labels if the recipe has an `active:` block; resumes where it was interrupted
+  validate   score the last state of a run on the tuning split (data.val)
+  test       score it on the split that tables report (data.test)
+  predict    write predictions/<key>.png (train ids) for data.predict, data.test or data.val
+
+where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metrics.csv, pictures
+  --runs DIR      default: runs
+  --name NAME     default: seed<k>
+  --fresh         rename an existing run directory and start over            (fit)
+  --wandb         also log to Weights & Biases, offline without an API key   (fit)
+  --certainty     also write <key>.certainty.png, uint8 per cent             (predict)
+  --ckpt_path P   another checkpoint than the run's last                     (validate, test, predict)
+
+every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 4 --active.budget 0.1
+  adaptseg fit --help              keys of the trainer and how to see those of a class
+  adaptseg fit --model.help Supervised, --data.help DomainPair, --active.help CBDA
+  adaptseg fit --config RECIPE.yaml --print_config
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 for an error that the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")  # noqa: T201
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)  # noqa: T201
+        return 0
+    if arguments[0] not in VERBS:
+        return _fail(f"unknown verb '{arguments[0]}'; one of {', '.join(VERBS)} is expected (see adaptseg --help)")
+    from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
+
+    try:
+        run(arguments[0], arguments[1:])
+    except AdaptSegError as error:
+        if not _is_root_cause(error):
+            traceback.print_exc()
+        # An error raised in a loader process carries that process's traceback; its last line is the message.
+        return _fail(str(error).strip().splitlines()[-1].removeprefix(f"{_name(AdaptSegError)}: "))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"adaptseg: error: {message}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _is_root_cause(error: AdaptSegError) -> bool:
+    """Whether the error itself was raised by us, rather than while another bug of ours was handled."""
+    return error.__context__ is None or error.__suppress_context__ or error.__cause__ is not None
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""Scene readers and the domain pair that turns them into batches."""
+
+from adaptseg.data.batch import Batch as Batch
+from adaptseg.data.batch import Labelled as Labelled
+from adaptseg.data.batch import Target as Target
+from adaptseg.data.camvid import CamVid as CamVid
+from adaptseg.data.cityscapes import Cityscapes as Cityscapes
+from adaptseg.data.folder import Folder as Folder
+from adaptseg.data.pair import DomainPair as DomainPair
+from adaptseg.data.scenes import Scenes as Scenes

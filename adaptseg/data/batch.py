@@ -1,0 +1,46 @@
+"""What one optimiser step sees. Methods and acquisition meet only here: a target scene may carry bought labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Labelled(NamedTuple):
+    """Scenes with labels: the source domain in training; validation and test sets.
+
+    Attributes:
+        keys: B scene names.
+        image: (B, 3, H, W) float32, normalised.
+        labels: (B, H', W') int64 train ids, 255 = void. H' x W' = H x W in training, native size in evaluation.
+        instances: (B, H, W) int64, 0 = none; None unless the data module was asked for instances.
+    """
+
+    keys: list[str]
+    image: Tensor
+    labels: Tensor
+    instances: Tensor | None = None
+
+
+class Target(NamedTuple):
+    """Target training scenes: never ground truth, only what was bought.
+
+    Attributes:
+        keys: B scene names.
+        image: (B, 3, H, W) float32, normalised.
+        trusted: (B, H, W) bool, False where a pixel must give no pseudo-label (margins of the picture).
+        bought: (B, H, W) int64 train ids, 255 wherever nothing was bought or the answer was void.
+    """
+
+    keys: list[str]
+    image: Tensor
+    trusted: Tensor
+    bought: Tensor
+
+
+class Batch(NamedTuple):
+    """One training batch; `source` is None for target-only data, `target` is None for source-only training."""
+
+    source: Labelled | None
+    target: Target | None

@@ -1,0 +1,94 @@
+"""Cityscapes (Cordts et al., CVPR 2016) in its official layout; also anything laid out like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptseg.classes import CITYSCAPES
+from adaptseg.data.files import check_same_size, choose, find_files, read_train_ids, require_labels
+from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
+from adaptseg.errors import AdaptSegError
+
+_IMAGE = "_leftImg8bit.png"
+_FIRST_INSTANCE = 1000  # cityscapesScripts: instance id = class id * 1000 + number; smaller ids are stuff or groups
+
+
+class Cityscapes(Scenes):
+    """Scenes `<city>/<city>_000000_000019` of one split, labelled with the 19 evaluated classes.
+
+    Files: `leftImg8bit/<split>/<city>/<key>_leftImg8bit.png` and `gtFine/<split>/<city>/<key>_gtFine_labelIds.png`,
+    `..._gtFine_instanceIds.png`; `gtCoarse` likewise.
+
+    Args:
+        root: the folder that holds `leftImg8bit` and `gtFine` or `gtCoarse`.
+        split: `train` (2,975 scenes), `val` (500), `test` (1,525, annotation is secret: `labelled` is False) or
+            `train_extra` (19,998; coarse labels only).
+        labels: fine or coarse annotation.
+        count: use only so many scenes, spread evenly over the cities; None = all.
+
+    Raises:
+        AdaptSegError: the layout is another, the split is empty, or scenes lack their label file.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: Literal["train", "val", "test", "train_extra"],
+        *,
+        labels: Literal["fine", "coarse"] = "fine",
+        count: int | None = None,
+    ) -> None:
+        self.class_table = CITYSCAPES
+        self.labelled = split != "test"
+        if split == "train_extra" and labels == "fine":
+            raise AdaptSegError("Cityscapes: split 'train_extra' has no fine labels; set labels: coarse")
+        kind = {"fine": "gtFine", "coarse": "gtCoarse"}[labels]
+        base = Path(root).expanduser()
+        self._images = base / "leftImg8bit" / split
+        self._labels = base / kind / split
+        self._ids = f"_{kind}_labelIds.png"
+        self._instances = f"_{kind}_instanceIds.png"
+        layout = f"{base}/leftImg8bit/{split}/<city>/<scene>{_IMAGE}"
+        found = list(find_files(self._images, [_IMAGE.lower()], layout=layout))
+        self.keys = choose(found, count, source=f"Cityscapes split '{split}' in {self._images}", layout=layout)
+        if self.labelled:
+            self._require_labels(f"{base}/{kind}/{split}/<city>/<scene>{self._ids}", kind)
+
+    def _require_labels(self, layout: str, kind: str) -> None:
+        found = find_files(self._labels, [self._ids.lower()], layout=layout)
+        train_ids = f"_{kind}_labelTrainIds.png"
+        if not found and find_files(self._labels, [train_ids.lower()], layout=layout):
+            raise AdaptSegError(
+                f"{self._labels} holds only *{train_ids}; looked for the official *{self._ids}, which are mapped to "
+                "train ids when read"
+            )
+        require_labels(self.keys, found, folder=self._labels, ending=self._ids)
+
+    def image(self, key: str) -> npt.NDArray[np.uint8]:
+        return read_image(self._image_path(key))
+
+    def labels(self, key: str) -> npt.NDArray[np.uint8]:
+        return read_train_ids(self._label_path(key, self._ids), self._image_path(key), self.class_table)
+
+    def size(self, key: str) -> tuple[int, int]:
+        return read_size(self._image_path(key))
+
+    def instances(self, key: str) -> npt.NDArray[np.int32]:
+        """Instance ids (H, W) int32 as the files spell them (raw class id * 1000 + number); 0 = stuff, or a group of
+        objects that was annotated as one."""
+        path = self._label_path(key, self._instances)
+        ids = read_ids(path)
+        check_same_size(ids, path, self._image_path(key))
+        return np.where(ids >= _FIRST_INSTANCE, ids, 0).astype(np.int32)
+
+    def _image_path(self, key: str) -> Path:
+        return self._images / f"{key}{_IMAGE}"
+
+    def _label_path(self, key: str, ending: str) -> Path:
+        if not self.labelled:
+            raise AdaptSegError(f"Cityscapes: the annotation of split 'test' is not public (asked for scene '{key}')")
+        return self._labels / f"{key}{ending}"

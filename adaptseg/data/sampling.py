@@ -1,0 +1,57 @@
+"""Which scene is drawn when: the global order of samples is a pure function of (seed, sample number).
+
+Sample number n = micro-batch * batch_size + position in the global batch. Every scene choice and every augmentation draws
+from `generator(seed, stream, n)` alone, so the order survives a resume and does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
+    """An independent random generator for (seed, stream name, counters...)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(stream.encode()), *counters])))
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, stream: str, epoch: int, length: int) -> np.ndarray:
+    return generator(seed, f"order/{stream}", epoch).permutation(length)
+
+
+def scene_index(sample: int, length: int, *, seed: int, stream: str) -> int:
+    """Index of the scene behind sample number `sample` when `length` scenes are shuffled anew every pass."""
+    epoch, offset = divmod(sample, length)
+    return int(_permutation(seed, stream, epoch, length)[offset])
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batch sampler over sample numbers: one tick of micro-batches, this rank's slice of each.
+
+    `len` is the whole tick even when iteration starts inside it: Lightning counts the batches that a resumed tick has
+    already seen.
+
+    Args:
+        tick: [first, last) micro-batches of the tick.
+        start: first micro-batch to serve; `tick[0]` except after a resume inside the tick.
+        batch_size: global batch size; divisible by `world_size`.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, tick: tuple[int, int], *, start: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.tick, self.start = tick, start
+        self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world_size
+
+    def __len__(self) -> int:
+        return self.tick[1] - self.tick[0]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for micro_batch in range(self.start, self.tick[1]):
+            first = micro_batch * self.batch_size + self.rank * self.share
+            yield list(range(first, first + self.share))

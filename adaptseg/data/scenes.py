@@ -1,0 +1,94 @@
+"""What every data set is to the rest of adaptseg: named scenes with an image, labels and, perhaps, instances."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from adaptseg.classes import ClassTable
+from adaptseg.errors import AdaptSegError
+
+
+class Scenes(ABC):
+    """One split of one data set. A reader subclass is numpy and pillow only, cheap to pickle (workers copy it), and
+    opens no file in its constructor beyond listing folders.
+
+    Attributes:
+        keys: unique scene names in a fixed, sorted order; they become file names in label stores and predictions, so
+            they hold no extension, and `/` only to make sub-folders.
+        class_table: how label files are spelled.
+        labelled: whether `labels` can be asked for.
+    """
+
+    keys: Sequence[str]
+    class_table: ClassTable
+    labelled: bool = True
+
+    @abstractmethod
+    def image(self, key: str) -> npt.NDArray[np.uint8]:
+        """RGB (H, W, 3) uint8 at native size. AdaptSegError names an unreadable file."""
+
+    @abstractmethod
+    def labels(self, key: str) -> npt.NDArray[np.uint8]:
+        """Train ids (H, W) uint8, 255 = void, at native size. AdaptSegError names the file and what is wrong."""
+
+    @abstractmethod
+    def size(self, key: str) -> tuple[int, int]:
+        """(H, W) of the scene, from the file header alone."""
+
+    def instances(self, key: str) -> npt.NDArray[np.int32]:
+        """Instance ids (H, W) int32: 0 = no instance, else unique within the scene."""
+        raise AdaptSegError(f"{type(self).__name__} has no instance labels (asked for scene '{key}')")
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Decode an image file fully to RGB (H, W, 3) uint8. Transparency is dropped, 16-bit grey is scaled to 8 bit, and a
+    camera's orientation tag is not applied, since label files are drawn on the stored pixels.
+
+    Raises:
+        AdaptSegError: missing, unreadable or truncated file.
+    """
+    with _open(path) as picture:
+        if picture.mode.startswith("I"):  # Pillow would clip 16-bit values to 255
+            wide = np.asarray(_decode(picture.convert, "I", path=path))
+            grey = (np.clip(wide, 0, 65535) // 257).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if picture.mode == "P":  # by way of RGBA: a palette with transparency warns otherwise
+            return np.asarray(_decode(picture.convert, "RGBA", path=path))[..., :3]
+        return np.asarray(_decode(picture.convert, "RGB", path=path))
+
+
+def read_ids(path: Path) -> npt.NDArray[np.integer]:
+    """Decode a single-channel label file to (H, W) integers; palette and 16-bit PNG included."""
+    with _open(path) as picture:
+        if picture.mode not in ("L", "P", "I", "I;16", "1"):
+            raise AdaptSegError(f"label file {path} has mode {picture.mode}; one channel of class ids is expected")
+        _decode(picture.load, path=path)
+        return np.asarray(picture)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(H, W) from the header of an image file."""
+    with _open(path) as picture:
+        return picture.height, picture.width
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise AdaptSegError(f"file {path} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise AdaptSegError(f"file {path} is not a readable image: {error}") from error
+
+
+def _decode(call, *arguments, path: Path):
+    try:
+        return call(*arguments)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise AdaptSegError(f"file {path} is truncated or broken: {error}") from error

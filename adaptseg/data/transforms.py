@@ -1,0 +1,60 @@
+"""From a scene's arrays to network tensors: resize, crop, flip, normalise. Random parameters come from a generator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from adaptseg.data.resize import resize_nearest
+from adaptseg.errors import AdaptSegError
+
+
+class Geometry(NamedTuple):
+    """What is cut from a resized scene, the same for its image and its label maps."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+def draw_geometry(
+    size: tuple[int, int], crop: tuple[int, int] | None, flip: bool, rng: np.random.Generator
+) -> Geometry:
+    """A uniformly placed crop (the whole scene if `crop` is None) and, if `flip`, a mirror image half of the time."""
+    height, width = crop or size
+    if height > size[0] or width > size[1]:
+        raise AdaptSegError(f"data.crop {list(crop or ())} is larger than the scene of {size[0]}x{size[1]} pixels")
+    top = int(rng.integers(size[0] - height + 1))
+    left = int(rng.integers(size[1] - width + 1))
+    return Geometry(top, left, height, width, flip and bool(rng.random() < 0.5))
+
+
+def resized_image(image: NDArray[np.uint8], size: tuple[int, int] | None) -> Tensor:
+    """(H, W, 3) uint8 to (3, *size) uint8, bilinear with anti-aliasing; unchanged if `size` is None or equal."""
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: decoded arrays may be read-only
+    if size is None or tuple(tensor.shape[-2:]) == tuple(size):
+        return tensor
+    return F.resize(tensor, list(size), antialias=True)
+
+
+def resized_map(values: NDArray[np.generic], size: tuple[int, int]) -> Tensor:
+    """(H, W) integer or bool map to (*size) int64, nearest neighbour."""
+    return torch.from_numpy(resize_nearest(values, size).astype(np.int64))
+
+
+def cut(tensor: Tensor, geometry: Geometry) -> Tensor:
+    """Crop and mirror (..., H, W)."""
+    piece = F.crop(tensor, geometry.top, geometry.left, geometry.height, geometry.width)
+    return F.horizontal_flip(piece) if geometry.flip else piece
+
+
+def normalized(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(3, H, W) uint8 to float32: RGB / 255, minus mean, over std."""
+    return F.normalize(F.to_dtype(image.contiguous(), torch.float32, scale=True), list(mean), list(std))

@@ -1,0 +1,316 @@
+"""The verbs of training: parser, links between blocks, run directories, house callbacks.
+
+Every override of a private name of Lightning or jsonargparse lives here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+import adaptseg.data
+import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
+from adaptseg import run_directory
+from adaptseg.active import Acquisition
+from adaptseg.callbacks.panels import Panels
+from adaptseg.callbacks.predictions import PredictionWriter
+from adaptseg.callbacks.progress import RunProgress
+from adaptseg.callbacks.report import Report
+from adaptseg.callbacks.validation import ValidationTimes
+from adaptseg.data import DomainPair
+from adaptseg.errors import AdaptSegError
+from adaptseg.loggers import CsvLogger
+from adaptseg.methods import Method
+from adaptseg.recipes import load_recipe, merge_recipes, take_configs
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,  # steps are the unit; an epoch is a tick
+    "log_every_n_steps": 20,
+    "num_sanity_val_steps": 0,
+    "reload_dataloaders_every_n_epochs": 1,  # each tick reads the labels bought so far
+    "use_distributed_sampler": False,  # our sampler slices the global batch itself
+    "enable_model_summary": False,
+}
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """Parse and run one verb. Raises AdaptSegError for everything the user can mend."""
+    _quiet()
+    options, rest = _own_options(verb, arguments)
+    configs, rest = take_configs(rest)
+    merged = merge_recipes([(str(path), load_recipe(path)) for path in configs])
+    # ActionConfigFile accepts the text of a config in place of a path.
+    text = ["--config", yaml.safe_dump(merged, sort_keys=False)] if merged else []
+    with warnings.catch_warnings():
+        # Lightning warns when arguments come from code while sys.argv holds some: here they are the same, merged.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        AdaptSegCLI(options, configs, [verb, *text, *rest])
+
+
+def _own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--name")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--wandb", action="store_true")
+    parser.add_argument("--certainty", action="store_true")
+    return parser.parse_known_args(arguments)
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        raise AdaptSegError(" ".join(lines)) from ex
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """A kill while a checkpoint is written must leave the one before: write beside it, then rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.partial")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        partial.replace(path)
+
+
+class AdaptSegCLI(LightningCLI):
+    """LightningCLI with an `active:` block, run directories and the house callbacks."""
+
+    def __init__(self, options: argparse.Namespace, configs: Sequence[Path], arguments: list[str]) -> None:
+        self.options, self.configs = options, configs
+        self.finished = False
+        super().__init__(
+            Method,
+            DomainPair,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # the run directory saves it, before anything else happens
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+
+    # ---- the parser
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=adaptseg_config_action(), help="a recipe or an overlay")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Acquisition, "active", subclass_mode=True, required=False)
+        for block in ("data", "model", "active"):
+            parser.link_arguments("seed_everything", f"{block}.init_args.seed")
+        parser.link_arguments("data.class_table", "model.init_args.class_table", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning 2.6 lets a checkpoint's hyper-parameters overrule the command line (Lightning #21455). The config is
+        # the truth here; a checkpoint carries state only.
+        return
+
+    # ---- before anything is built
+
+    def before_instantiate_classes(self) -> None:
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        for block in ("model", "data"):
+            if config.get(block) is None:
+                raise AdaptSegError(f"no `{block}:` block is given; start from a recipe: --config configs/cbda_20pct.yaml")
+        if not isinstance(config.seed_everything, int) or isinstance(config.seed_everything, bool):
+            raise AdaptSegError(f"seed_everything is {config.seed_everything}; a number is expected")
+        self.folder = run_directory.run_directory(
+            self.options.runs, self.configs, self.options.name, config.seed_everything
+        )
+        config.trainer.default_root_dir = str(self.folder)
+        if self.subcommand == "fit":
+            self._prepare_fit(config)
+        elif config.ckpt_path is None:
+            config.ckpt_path = self._existing_checkpoint()
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they are written one by one, not kept in memory
+
+    def _prepare_fit(self, config: Any) -> None:
+        last = run_directory.last_checkpoint(self.folder)
+        saved = self._plain_config()
+        if self.options.fresh:
+            if rank_zero_only.rank == 0 and (place := run_directory.set_aside(self.folder)):
+                say(f"--fresh: the earlier run is now {place}")
+        elif last.is_file():
+            run_directory.require_same_config(self.folder, saved)
+            if run_directory.is_finished(self.folder):
+                self.finished = True
+                return
+            config.ckpt_path = config.ckpt_path or str(last)
+            say(f"resuming {self.folder} from {last}")
+        if rank_zero_only.rank == 0:
+            run_directory.write_stamp(self.folder, saved)
+
+    def _existing_checkpoint(self) -> str:
+        last = run_directory.last_checkpoint(self.folder)
+        if not last.is_file():
+            raise AdaptSegError(f"{last} does not exist: run `adaptseg fit` with the same --config first, or give --ckpt_path")
+        return str(last)
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The resolved config as plain types, without the paths that this run chose itself."""
+        assert self.subcommand is not None
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, skip_validation=True)
+        config = yaml.safe_load(text)
+        for key in ("config", "ckpt_path"):
+            config.pop(key, None)
+        config["trainer"].pop("default_root_dir", None)
+        return config
+
+    # ---- building
+
+    def instantiate_classes(self) -> None:
+        if not self.finished:
+            super().instantiate_classes()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        # Lightning appends None for an absent `active:` block. An acquisition must run before the house callbacks,
+        # which report on it; Lightning itself moves the checkpoints to the end.
+        config["callbacks"] = [
+            *(callback for callback in callbacks if callback is not None),
+            *(config.get("callbacks") or []),
+            *self._house_callbacks(),
+        ]
+        config["logger"] = self._loggers()
+        config["strategy"] = _strategy(config)
+        config["plugins"] = [*_as_list(config.get("plugins")), _AtomicCheckpointIO()]
+        return Trainer(**config)
+
+    def _house_callbacks(self) -> list[Callback]:
+        folder = self.folder / "checkpoints"
+        callbacks: list[Callback] = [RunProgress()]
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(self.options.certainty))
+        if self.subcommand != "fit":
+            return callbacks
+        # Two checkpoints: one that monitors a metric would not save the last state when the metric does not improve.
+        last = ModelCheckpoint(
+            folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        best = ModelCheckpoint(
+            folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+        )
+        has_val = getattr(self.datamodule, "val", None) is not None
+        return [*callbacks, ValidationTimes(), Report(), Panels(), last, *([best] if has_val else [])]
+
+    def _loggers(self) -> list[Logger] | bool:
+        if self.subcommand != "fit":
+            return False
+        loggers: list[Logger] = [CsvLogger(self.folder)]
+        if self.options.wandb:
+            loggers.append(_wandb_logger(self.folder))
+        return loggers
+
+    # ---- after the verb
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.finished:
+            say(f"{self.folder} is finished (result.json): nothing to do. --fresh starts over, --name NAME starts another")
+            return
+        super()._run_subcommand(subcommand)
+
+    def after_fit(self) -> None:
+        if self.trainer.global_step < self.trainer.max_steps:
+            say(f"stopped at step {self.trainer.global_step}; the same command resumes")
+            return
+        say(f"finished. Everything lies in {self.folder}:")
+        for name, what in (
+            ("result.json", "scores and rounds"),
+            ("metrics.csv", "every logged number"),
+            ("rounds.csv", "the table of rounds"),
+            ("labels", "what was bought"),
+            ("pictures", "rounds, final predictions, mIoU over labels spent"),
+            ("checkpoints/last.ckpt", "the trained networks"),
+        ):
+            if (self.folder / name).exists():
+                say(f"  {name:22s} {what}")
+
+    def after_test(self) -> None:
+        self._after_evaluation("test")
+
+    def after_validate(self) -> None:
+        self._after_evaluation("val")
+
+    def _after_evaluation(self, prefix: str) -> None:
+        from adaptseg.callbacks.report import write_scores
+
+        write_scores(self.trainer, prefix)
+
+    def after_predict(self) -> None:
+        say(f"predictions lie in {self.folder / 'predictions'}")
+
+
+def adaptseg_config_action() -> Any:
+    """jsonargparse's action for config files."""
+    from jsonargparse import ActionConfigFile
+
+    return ActionConfigFile
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    Console(soft_wrap=True).print(text, highlight=False)
+
+
+def _strategy(config: dict[str, Any]) -> Any:
+    """DDP without broadcasting buffers: ranks validate different numbers of scenes, and a broadcast in `forward` would
+    wait for ranks that are already done. Batch norm is frozen or synchronised, so buffers agree by themselves.
+    """
+    strategy = config.get("strategy", "auto")
+    many = config.get("num_nodes", 1) > 1 or str(config.get("devices", "auto")) not in ("auto", "1", "[0]")
+    return DDPStrategy(broadcast_buffers=False) if strategy in ("auto", "ddp") and many else strategy
+
+
+def _wandb_logger(folder: Path) -> WandbLogger:
+    import wandb
+
+    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+        say("--wandb: no API key is set, so this run is logged offline; `wandb sync` uploads it")
+        os.environ["WANDB_MODE"] = "offline"
+    # One id per run directory, so that a resumed run continues its curves.
+    name = f"{folder.parent.name}-{folder.name}"
+    run_id = os.environ.get("WANDB_RUN_ID") or name.replace("+", "-")
+    return WandbLogger(name=name, id=run_id, save_dir=str(folder), project="adaptseg", resume="allow")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _quiet() -> None:
+    """Silence notes that are no news for our users."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # data.workers is the user's choice
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resume
+        ".*The number of training batches .* is smaller than the logging interval.*",  # short ticks
+    ):
+        warnings.filterwarnings("ignore", message)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=DeprecationWarning)

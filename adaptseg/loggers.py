@@ -1,0 +1,59 @@
+"""metrics.csv: the record of a run that needs no service, and that a resume continues instead of erasing."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from adaptseg import storage
+
+
+class CsvLogger(Logger):
+    """Appends rows `step,metric,value` to <folder>/metrics.csv. (Lightning's own logger deletes the file on a resume.)
+
+    A resume goes back to the step of its checkpoint: `rewind` drops the rows that will be written again.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        is_new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if is_new:
+                writer.writerow(("step", "metric", "value"))
+            writer.writerows((step, name, repr(float(value))) for name, value in metrics.items() if name != "epoch")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml in the run directory holds them."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step` optimiser steps: the interrupted run was ahead of its checkpoint."""
+        if not self.path.exists():
+            return
+        header, *lines = self.path.read_text().splitlines()
+        kept = [line for line in lines if line.count(",") >= 2 and int(line.split(",", 1)[0]) <= step]
+        storage.atomic_write(self.path, "\n".join([header, *kept]) + "\n")

@@ -1,0 +1,38 @@
+"""From sums over pixels to means whose gradient does not depend on how many processes share the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def global_mean(total: Tensor, count: Tensor, *, minimum: float = 1.0) -> Tensor:
+    """`total` over the count of the whole global batch, so that one process and many train alike.
+
+    DDP averages gradients over ranks. Dividing each rank's sum by its own count would weigh a pixel by how few others
+    its rank holds; here every rank divides by the count of all ranks and multiplies by their number, which the average
+    undoes. The value on one rank is therefore its share times the world size: the mean over ranks is the loss.
+
+    A collective: every rank must call it, in the same order, also with a count of 0. It does not wait for the device.
+
+    Args:
+        total: () sum over this rank's pixels, with gradient.
+        count: () what it is divided by, any dtype, on the device of `total`; no gradient flows into it.
+        minimum: lower bound of the denominator: a sum over nothing becomes 0 instead of 0/0, and a larger bound keeps
+            a lone labelled pixel from carrying the full loss (CBDA specification, traps 7 and 8).
+
+    Returns:
+        () of the dtype of `total`.
+    """
+    everywhere = count.detach().clone()
+    ranks = 1
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(everywhere)
+        ranks = dist.get_world_size()
+    return total * ranks / everywhere.to(total.dtype).clamp(min=minimum)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half-precision values as float32 (a softmax, a logarithm, 1e-6 need it under autocast); others unchanged."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -1,0 +1,184 @@
+"""What all methods share: one student, one summed loss, logging, evaluation, and the promises about randomness and NaN."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from adaptseg import networks
+from adaptseg.classes import ClassTable
+from adaptseg.data.batch import Batch, Labelled
+from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.errors import AdaptSegError
+from adaptseg.methods.optimization import Optimization
+from adaptseg.metrics import SegmentationMetrics
+from adaptseg.networks import Inference, Segmenter
+
+
+class StepResult(NamedTuple):
+    """What a method computes in one step: the loss to descend and scalars to log (name -> 0-d tensor)."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class Method(LightningModule):
+    """Base of every method. A subclass writes `step(batch)` and, if it has more networks, `saved_networks`.
+
+    State: the student's weights, saved by Lightning with the optimiser; nothing else. `global_step` counts student
+    updates. Before every step the global random generators are seeded from (seed, step, rank), so a resumed run draws
+    what the uninterrupted one would have drawn.
+
+    Args:
+        network: factory of the student, called with the number of classes.
+        class_table: filled in from the data.
+        optimization: optimiser and schedule.
+        inference: how whole scenes are predicted in validation, test, prediction and scoring.
+        init_from: checkpoint or run directory whose student's weights to start from. Not a resume: steps, optimiser
+            and rounds begin at zero.
+        seed: filled in from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[int], nn.Module],
+        class_table: ClassTable,
+        optimization: Optimization,
+        inference: Inference,
+        init_from: str | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        student = network(class_table.num_classes)
+        if not isinstance(student, Segmenter):
+            raise AdaptSegError(f"model.network makes a {type(student).__name__}; a Segmenter is expected")
+        self.student = student
+        self.class_table, self.optimization, self.inference = class_table, optimization, inference
+        self.seed = seed
+        if init_from is not None:
+            self.student.load_state_dict(networks.load(init_from, "student", class_table=class_table).state_dict())
+        self.metrics = SegmentationMetrics(class_table)
+        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+        self.window_keys: list[tuple[int, list[str]]] = []
+
+    # ---- to be written by a method
+
+    @abstractmethod
+    def step(self, batch: Batch) -> StepResult:
+        """The loss of one micro-batch. Pure of logging and of `self.trainer`."""
+
+    def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
+        """Name -> (prefix in the state dict, network) of everything that `networks.load` can rebuild."""
+        return {"student": ("student.", self.student)}
+
+    # ---- training
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1:
+            self._refuse_local_batch_norm()
+
+    def _refuse_local_batch_norm(self) -> None:
+        local = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if any(isinstance(module, local) and module.training for module in self.modules()):
+            raise AdaptSegError(
+                "batch norm statistics would differ between processes: set trainer.sync_batchnorm: true (GPU), or "
+                "model.network.init_args.norm: frozen or group"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, schedule = self.optimization.build(self.student, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # One number per (seed, micro-batch, rank); 2**20 ranks are more than anyone has.
+        micro_batch = self.global_step * self.trainer.accumulate_grad_batches
+        micro_batch += batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(hash((self.seed, micro_batch)) % 2**40 * 2**20 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        result = self.step(batch)
+        self._watch_finite(result.loss.detach(), batch)
+        self.log("train/loss", result.loss.detach())
+        for name, value in result.logs.items():
+            self.log(f"train/{name}", value.detach())
+        return result.loss
+
+    def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
+        """Remember the first non-finite loss on the device; look at it only as often as the log is written."""
+        first = self.first_bad_step
+        assert isinstance(first, Tensor)
+        is_first = ~torch.isfinite(loss) & (first < 0)
+        self.first_bad_step = torch.where(is_first, torch.full_like(first, self.global_step), first)
+        keys = [key for domain in batch if domain is not None for key in domain.keys]
+        self.window_keys.append((self.global_step, keys))
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return
+        bad = int(self.first_bad_step)
+        if bad >= 0:
+            scenes = sorted({key for step, keys in self.window_keys if step == bad for key in keys})
+            raise AdaptSegError(
+                f"the loss became non-finite at step {bad} (scenes {', '.join(scenes)}); lower "
+                "model.optimization.lr, or look at these scenes"
+            )
+        self.window_keys.clear()
+
+    # ---- evaluation
+
+    @torch.no_grad()
+    def predict_probabilities(
+        self, images: Tensor, *, size: tuple[int, int], draws: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Class probabilities (draws, B, C, *size) float32 of normalised images (B, 3, H, W).
+
+        Raises:
+            AdaptSegError: draws > 1, which needs a source of randomness that this method does not have.
+        """
+        if draws != 1 or generator is not None:
+            raise AdaptSegError(f"{type(self).__name__} predicts without randomness; draws must be 1, {draws} given")
+        return networks.predict_probabilities(self.student, images, size=size, inference=self.inference)[None]
+
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Labelled, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
+        """(B, C, H, W) probabilities at native size."""
+        height, width = batch.labels.shape[-2:]
+        return self.predict_probabilities(batch.image, size=(height, width))[0]
+
+    def _evaluate(self, batch: Labelled) -> None:
+        height, width = batch.labels.shape[-2:]
+        probabilities = self.predict_probabilities(batch.image, size=(height, width))[0]
+        self.metrics.update(probabilities.argmax(1), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, prefix: str) -> None:
+        result = self.metrics.compute()
+        self.metrics.reset()
+        # The metric has synchronised its confusion matrix: every rank logs the same numbers.
+        for name in ("miou", "worst", "accuracy"):
+            self.log(f"{prefix}/{name}", result[name].to(self.device), rank_zero_only=False)
+        for name, iou in zip(self.class_table.names, result["iou"], strict=True):
+            if not torch.isnan(iou):  # a class absent from the ground truth has no IoU; it is left out, not zero
+                self.log(f"{prefix}/iou/{name}", iou.to(self.device))
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["adaptseg"] = networks.describe(
+            self.saved_networks(), self.class_table, IMAGENET_MEAN, IMAGENET_STD
+        )

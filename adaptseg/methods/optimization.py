@@ -1,0 +1,74 @@
+"""The optimiser and its schedule, as every method takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from adaptseg.errors import AdaptSegError
+from adaptseg.networks import Segmenter, parameter_groups
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """One optimiser with an encoder and a head group; polynomial decay after a linear warm-up.
+
+    Attributes:
+        name: `sgd` (with momentum) or `adamw`.
+        lr: learning rate of the encoder.
+        head_lr_factor: the head's rate over the encoder's (RIPU: 10).
+        weight_decay: L2 (sgd) or decoupled (adamw).
+        decay_norm_and_bias: whether norms and biases decay too.
+        momentum: of sgd.
+        warmup_steps: linear from `warmup_start` times the rate.
+        warmup_start: factor of the first step.
+        power: of the decay (1 - k / horizon) ** power.
+        poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but stops at
+            40,000: 1.5625.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 2.5e-4
+    head_lr_factor: float = 10.0
+    weight_decay: float = 5e-4
+    decay_norm_and_bias: bool = True
+    momentum: float = 0.9
+    warmup_steps: int = 0
+    warmup_start: float = 1e-6
+    power: float = 0.9
+    poly_horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise AdaptSegError(f"model.optimization.lr is {self.lr}; a positive number is expected")
+        if self.poly_horizon < 1:
+            raise AdaptSegError(
+                f"model.optimization.poly_horizon is {self.poly_horizon}; it is a multiple of max_steps, 1 or more"
+            )
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The schedule: what the base rates are multiplied with in the update after `step` updates."""
+        decay = max(1.0 - step / (max_steps * self.poly_horizon), 0.0) ** self.power
+        if step < self.warmup_steps:
+            return decay * (self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps)
+        return decay
+
+    def build(self, network: Segmenter, max_steps: int) -> tuple[Optimizer, LambdaLR]:
+        """Optimiser over the trainable parameters of `network`, and its per-step schedule."""
+        groups = parameter_groups(
+            network,
+            lr=self.lr,
+            head_lr_factor=self.head_lr_factor,
+            weight_decay=self.weight_decay,
+            decay_norm_and_bias=self.decay_norm_and_bias,
+        )
+        optimizer: Optimizer
+        if self.name == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+        else:
+            optimizer = torch.optim.AdamW(groups)
+        return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))

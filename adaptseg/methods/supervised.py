@@ -1,0 +1,102 @@
+"""Supervised training on the source and on whatever target labels were bought; with RIPU's two extra losses if asked.
+
+RIPU: Xie, Yuan, Li, Liu, Cheng, "Towards Fewer Annotations: Active Learning via Region Impurity and Prediction Uncertainty for
+Domain Adaptive Semantic Segmentation", CVPR 2022, section 3.3. Differs from the release: denominators are those of the
+global batch, so any number of processes descends the same loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from adaptseg.classes import ClassTable
+from adaptseg.data.batch import Batch
+from adaptseg.errors import AdaptSegError
+from adaptseg.losses.pixel import cross_entropy
+from adaptseg.losses.reduce import global_mean
+from adaptseg.losses.ripu import boundary_consistency, negative_learning
+from adaptseg.methods.base import Method, StepResult
+from adaptseg.methods.optimization import Optimization
+from adaptseg.networks import Inference, resize_logits
+
+
+class Supervised(Method):
+    """L = CE(source) + w_t CE(target | bought) + w_c L_consistency(source) + w_n L_negative(target).
+
+    Args:
+        network: factory of the student, called with the number of classes.
+        class_table: filled in from the data.
+        optimization: optimiser and schedule.
+        inference: how whole scenes are predicted.
+        init_from: checkpoint or run directory to start the weights from.
+        seed: filled in from `seed_everything`.
+        source_weight: of the source cross-entropy.
+        target_weight: of the cross-entropy on bought target labels; 0 makes no target pass unless w_n needs it.
+        least_bought: floor of that cross-entropy's denominator in pixels of the global batch. 1 is the mean over
+            bought pixels; a larger floor keeps a lone pixel from carrying the full loss.
+        consistency_weight: of RIPU's boundary consistency on the source (release: 0.1).
+        negative_weight: of RIPU's negative learning on all target pixels (release: 1).
+        negative_threshold: probability below which a class counts as excluded (release: 0.05).
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[int], nn.Module],
+        class_table: ClassTable,
+        optimization: Optimization = Optimization(),
+        inference: Inference = Inference(),
+        init_from: str | None = None,
+        seed: int = 0,
+        source_weight: float = 1.0,
+        target_weight: float = 1.0,
+        least_bought: int = 1,
+        consistency_weight: float = 0.0,
+        negative_weight: float = 0.0,
+        negative_threshold: float = 0.05,
+    ) -> None:
+        super().__init__(
+            network=network,
+            class_table=class_table,
+            optimization=optimization,
+            inference=inference,
+            init_from=init_from,
+            seed=seed,
+        )
+        if not 0 < negative_threshold < 1:
+            raise AdaptSegError(f"model.negative_threshold is {negative_threshold}; a probability inside (0, 1) is expected")
+        if least_bought < 1:
+            raise AdaptSegError(f"model.least_bought is {least_bought}; 1 or more pixels are expected")
+        self.source_weight, self.target_weight, self.least_bought = source_weight, target_weight, least_bought
+        self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
+        self.negative_threshold = negative_threshold
+
+    def step(self, batch: Batch) -> StepResult:
+        losses: dict[str, Tensor] = {}
+        weights = {
+            "source": self.source_weight,
+            "consistency": self.consistency_weight,
+            "target": self.target_weight,
+            "negative": self.negative_weight,
+        }
+        if batch.source is not None:
+            logits = self._logits(batch.source.image)
+            losses["source"] = global_mean(*cross_entropy(logits, batch.source.labels))
+            if self.consistency_weight:
+                losses["consistency"] = global_mean(*boundary_consistency(logits.softmax(1), batch.source.labels))
+        if batch.target is not None and (self.target_weight or self.negative_weight):
+            logits = self._logits(batch.target.image)
+            total, count = cross_entropy(logits, batch.target.bought)
+            losses["target"] = global_mean(total, count, minimum=self.least_bought)
+            if self.negative_weight:
+                losses["negative"] = global_mean(*negative_learning(logits.softmax(1), self.negative_threshold))
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return StepResult(loss, losses)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float32 at the size of the images."""
+        height, width = images.shape[-2:]
+        return resize_logits(self.student(images).logits.float(), (height, width))

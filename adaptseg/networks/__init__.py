@@ -1,0 +1,22 @@
+"""Segmentation networks behind one interface, how they are trained in groups, read and rebuilt."""
+
+from adaptseg.networks.groups import parameter_groups
+from adaptseg.networks.inference import Inference, predict_probabilities
+from adaptseg.networks.load import build, describe, load
+from adaptseg.networks.segmenter import Normalization, Output, Segmenter, require, resize_logits
+from adaptseg.networks.smp import SmpSegmenter
+
+__all__ = [
+    "Inference",
+    "Normalization",
+    "Output",
+    "Segmenter",
+    "SmpSegmenter",
+    "build",
+    "describe",
+    "load",
+    "parameter_groups",
+    "predict_probabilities",
+    "require",
+    "resize_logits",
+]

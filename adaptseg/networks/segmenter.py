@@ -1,0 +1,118 @@
+"""The one interface through which methods, callbacks and export see a segmentation network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptseg.classes import ClassTable
+from adaptseg.errors import AdaptSegError
+
+Argument = Literal["crop", "token_mask"]
+
+
+class Output(NamedTuple):
+    """What a network says about a batch of images.
+
+    Attributes:
+        logits: (B, C, h, w) at the network's native stride; cell (i, j) covers the share [i/h, (i+1)/h] x
+            [j/w, (j+1)/w] of the image, so that `resize_logits` to any size keeps them in place.
+        features: encoder maps, fine to coarse, each (B, D, h, w); None where a network has none to show.
+        auxiliary: further named maps (an auxiliary head, attention), each documented by the network that gives it.
+    """
+
+    logits: Tensor
+    features: list[Tensor] | None
+    auxiliary: dict[str, Tensor]
+
+
+class Normalization(NamedTuple):
+    """Per-channel mean and standard deviation (RGB in [0, 1]) of the images a network was trained on."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Segmenter(nn.Module, ABC):
+    """A network that labels pixels.
+
+    A subclass keeps its encoder in `self.encoder`; everything else counts as head (see `encoder_parameters`).
+
+    Attributes:
+        num_classes: C, the channels of the logits.
+        accepts: which optional arguments of `forward` the network can honour.
+        class_table, normalization: what the weights were trained for; None until `adaptseg.networks.load` sets them.
+    """
+
+    accepts: ClassVar[frozenset[Argument]] = frozenset()
+    encoder: nn.Module
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise AdaptSegError(f"num_classes: {num_classes} given, at least 2 expected")
+        self.num_classes = num_classes
+        self.class_table: ClassTable | None = None
+        self.normalization: Normalization | None = None
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, *, crop: Tensor | tuple[int, ...] | None = None, token_mask: Tensor | None = None
+    ) -> Output:
+        """Normalised images (B, 3, H, W) of any size to `Output`.
+
+        Args:
+            crop: where the images lie in a larger picture; its form belongs to the network that accepts it.
+            token_mask: (B, h, w) bool, the encoder tokens to hide.
+
+        Raises:
+            AdaptSegError: an argument was given that is not in `accepts`.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """{"class_path": ..., "init_args": {...}} of plain types that rebuilds the architecture with random weights.
+
+        Pre-trained weights are switched off in it, so rebuilding touches no hub and no weights file.
+        """
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Each parameter of the encoder once."""
+        return self.encoder.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Each parameter that is not the encoder's once."""
+        encoder = {id(parameter) for parameter in self.encoder_parameters()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in encoder)
+
+    def _refuse_unsupported(self, *, crop: object, token_mask: object) -> None:
+        """First line of every `forward`: an argument the network would ignore is an error."""
+        given: dict[Argument, object] = {"crop": crop, "token_mask": token_mask}
+        for argument, value in given.items():
+            if value is not None:
+                require(self, argument, "this forward pass")
+
+
+def require(segmenter: Segmenter, argument: Argument, who: str) -> None:
+    """Raise AdaptSegError, at setup rather than at step 9,000, unless `segmenter` honours `argument` for `who`."""
+    if argument not in segmenter.accepts:
+        accepted = ", ".join(sorted(segmenter.accepts)) or "no optional argument"
+        raise AdaptSegError(
+            f"{who} needs a network that honours '{argument}', but {type(segmenter).__name__} accepts {accepted}; "
+            "change the network's class_path"
+        )
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear resize of (B, C, h, w) to (B, C, *size): the only up-sampler, so that all logits share one geometry.
+
+    The same tensor comes back when the size is already right. `align_corners=True` is the geometry of RIPU's released
+    code (and of most DeepLab forks).
+    """
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -1,0 +1,268 @@
+"""Networks from segmentation-models-pytorch: any of its decoders on any smp or timm encoder, by their names."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import segmentation_models_pytorch as smp
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptseg.errors import AdaptSegError
+from adaptseg.networks.normalization import Norm, has_batch_norm, replace_batch_norm
+from adaptseg.networks.segmenter import Output, Segmenter
+from adaptseg.networks.weights import load_encoder_weights
+
+Decoder = Literal[
+    "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN",
+    "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """How one smp model spells what our arguments mean.
+
+    Attributes:
+        width: the constructor arguments that follow from `decoder_channels`; None: the decoder has no such dial.
+        dropout: the argument that takes `dropout`; None: the decoder has no dropout.
+        output_stride: the argument that takes `output_stride`; None: the encoder is never dilated.
+        output_strides: the values it may take, the default first.
+        upsampling: whether the model up-samples its logits at the end, which we switch off.
+        smallest: least height and width the decoder can digest, pixels.
+    """
+
+    model: Callable[..., nn.Module]
+    width: Callable[[int], dict[str, Any]] | None = None
+    dropout: str | None = None
+    output_stride: str | None = None
+    output_strides: tuple[int, ...] = ()
+    upsampling: bool = True
+    smallest: int = 1
+
+
+def _pyramid(channels: int) -> dict[str, Any]:
+    return {"decoder_channels": tuple(max(16, channels >> i) for i in range(5))}
+
+
+def _plain(channels: int) -> dict[str, Any]:
+    return {"decoder_channels": channels}
+
+
+_DECODERS: dict[Decoder, _Decoder] = {
+    "Unet": _Decoder(smp.Unet, _pyramid, upsampling=False),
+    "UnetPlusPlus": _Decoder(smp.UnetPlusPlus, _pyramid, upsampling=False),
+    "MAnet": _Decoder(smp.MAnet, _pyramid, upsampling=False),
+    "Linknet": _Decoder(smp.Linknet, upsampling=False),
+    "FPN": _Decoder(
+        smp.FPN,
+        lambda c: {"decoder_pyramid_channels": c, "decoder_segmentation_channels": c // 2},
+        dropout="decoder_dropout",
+    ),
+    "PSPNet": _Decoder(smp.PSPNet, lambda c: {"psp_out_channels": c}, "psp_dropout", "output_stride", (8, 16)),
+    # Feature pyramid attention pools the stride-16 map three times.
+    "PAN": _Decoder(smp.PAN, _plain, None, "encoder_output_stride", (16,), smallest=128),
+    "DeepLabV3": _Decoder(smp.DeepLabV3, _plain, "decoder_aspp_dropout", "encoder_output_stride", (8, 16)),
+    "DeepLabV3Plus": _Decoder(smp.DeepLabV3Plus, _plain, "decoder_aspp_dropout", "encoder_output_stride", (16, 8)),
+    "UPerNet": _Decoder(smp.UPerNet, _plain),
+    "Segformer": _Decoder(smp.Segformer, lambda c: {"decoder_segmentation_channels": c}),
+}
+
+
+class SmpSegmenter(Segmenter):
+    """An smp decoder on an smp or timm encoder, with logits at the decoder's own stride.
+
+    Native strides: 1 for Unet, UnetPlusPlus, MAnet, Linknet; 4 for FPN, PAN, DeepLabV3Plus, UPerNet, Segformer; the
+    output stride for PSPNet and DeepLabV3.
+
+    Images of any size are padded at the bottom and right to a multiple of the encoder's stride by repeating the last
+    row and column (global pooling and batch statistics then see more of the border, not a grey slab). The logits that
+    belong to the image come back as (B, C, ceil(H/s), ceil(W/s)). Where s does not divide a side, that grid's cells
+    are a little smaller than s pixels, and the logits are resampled onto it bilinearly: resizing them to (H, W) puts
+    every pixel exactly where it was, instead of stretching up to one cell of padding into the image. Features are cut
+    to ceil(H/t) cells at their own stride t, not resampled.
+
+    Args:
+        num_classes: C; linked from the data.
+        decoder: name of an smp model. DPT is left out: it takes plain vision transformers only.
+        encoder: name of an smp encoder ("resnet101", "mit_b5") or "tu-" and a timm name ("tu-convnext_tiny").
+        weights: True: ImageNet weights from the hub (cached after the first time); False: random; or a local .pth,
+            .pt or .safetensors file, read when the network is made.
+        output_stride: stride of the encoder's last map, by dilation, for DeepLabV3 (default 8), DeepLabV3Plus (16),
+            PSPNet (8, on all five encoder stages as published, where smp's default is three) and PAN (16 only).
+        decoder_channels: width of the decoder's widest layer. In the Unet family it halves with every finer layer,
+            down to 16; FPN takes multiples of 64, half of it after the pyramid. None: smp's default (256; PSPNet 512,
+            PAN 32). Linknet has none.
+        norm: "batch", "frozen" or "group", in encoder and decoder alike; see `replace_batch_norm`.
+        dropout: probability before the last convolution, for FPN, PSPNet, DeepLabV3 and DeepLabV3Plus. None: smp's
+            default (0.2, 0.2, 0.5, 0.5).
+
+    Raises:
+        AdaptSegError: an unknown name, an argument the decoder or encoder cannot honour, weights that are not there
+            or do not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        decoder: Decoder = "DeepLabV3Plus",
+        encoder: str = "resnet101",
+        weights: bool | str = False,
+        output_stride: Literal[8, 16] | None = None,
+        decoder_channels: int | None = None,
+        norm: Norm = "batch",
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__(num_classes)
+        if decoder not in _DECODERS:
+            raise AdaptSegError(f"decoder: '{decoder}' given, one of {', '.join(_DECODERS)} expected")
+        if norm not in ("batch", "frozen", "group"):
+            raise AdaptSegError(f"norm: '{norm}' given, one of batch, frozen, group expected")
+        self._init_args = {
+            "num_classes": num_classes,
+            "decoder": decoder,
+            "encoder": encoder,
+            "weights": False,
+            "output_stride": output_stride,
+            "decoder_channels": decoder_channels,
+            "norm": norm,
+            "dropout": dropout,
+        }
+        arguments = _decoder_arguments(decoder, output_stride, decoder_channels, dropout)
+        model = _make(decoder, encoder, num_classes, arguments, from_hub=weights is True)
+        # smp's own names, so that state dicts of smp models load; smp's wrapper class itself is dropped.
+        self.encoder = model.get_submodule("encoder")
+        self.decoder = model.get_submodule("decoder")
+        self.segmentation_head = model.get_submodule("segmentation_head")
+        if isinstance(weights, str):
+            load_encoder_weights(self.encoder, weights)
+        if norm == "group" and weights is not False and has_batch_norm(self.encoder):
+            raise AdaptSegError(
+                f"norm: group with pre-trained weights would throw away the batch norms of encoder '{encoder}'; "
+                "set weights: false, or norm: frozen"
+            )
+        replace_batch_norm(self, norm)
+        self._multiple = int(getattr(self.encoder, "output_stride", 32))
+        self._smallest = _DECODERS[decoder].smallest
+
+    def forward(
+        self, images: Tensor, *, crop: Tensor | tuple[int, ...] | None = None, token_mask: Tensor | None = None
+    ) -> Output:
+        """See `Segmenter.forward`; neither `crop` nor `token_mask` is accepted.
+
+        `features` are the encoder's stages, fine to coarse, without the image itself.
+
+        Raises:
+            AdaptSegError: batch norm in training was left with a single value per channel (batch of one before a
+                global pooling, or an image of one cell).
+        """
+        self._refuse_unsupported(crop=crop, token_mask=token_mask)
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, self._excess(width), 0, self._excess(height)), mode="replicate")
+        try:
+            features = self.encoder(padded)
+            logits = self.segmentation_head(self.decoder(features))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise AdaptSegError(
+                f"batch norm cannot train on one value per channel (batch {tuple(images.shape)}, decoder "
+                f"{self._init_args['decoder']}); use a batch size of 2 or more, or norm: frozen or group"
+            ) from error
+        stages = [f for f in features if f is not padded and f.shape[1] > 0]
+        return Output(
+            logits=_onto_image(logits, padded.shape[-2] // logits.shape[-2], (height, width)),
+            features=[_cut(f, padded.shape[-2] // f.shape[-2], (height, width)) for f in stages],
+            auxiliary={},
+        )
+
+    def config(self) -> dict[str, Any]:
+        """See `Segmenter.config`."""
+        return {"class_path": "adaptseg.networks.SmpSegmenter", "init_args": dict(self._init_args)}
+
+    def _excess(self, side: int) -> int:
+        """Pixels that `side` lacks to the next size the network can digest."""
+        return math.ceil(max(side, self._smallest) / self._multiple) * self._multiple - side
+
+
+def _cut(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """The cells of a padded grid that touch the image of `size` pixels."""
+    return cells[..., : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
+
+
+def _onto_image(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """(B, C, h', w') on cells of `stride` pixels to (B, C, ceil(H/stride), ceil(W/stride)) that fills (H, W) exactly.
+
+    New cell j is centred on pixel coordinate (j + 1/2) * W / w, that is, on old cell (j + 1/2) * W / (w * stride) -
+    1/2: a bilinear resize by the factor w * stride / W >= 1, of which the first w cells are kept.
+    """
+    factors = tuple(math.ceil(side / stride) * stride / side for side in size)
+    if factors != (1.0, 1.0):
+        cells = F.interpolate(cells, scale_factor=factors, mode="bilinear", recompute_scale_factor=False)
+    return _cut(cells, stride, size)
+
+
+def _decoder_arguments(
+    decoder: Decoder, output_stride: int | None, decoder_channels: int | None, dropout: float | None
+) -> dict[str, Any]:
+    """smp's constructor arguments for what the user asked of the decoder."""
+    spec = _DECODERS[decoder]
+    arguments: dict[str, Any] = {"upsampling": 1} if spec.upsampling else {}
+    if decoder == "PSPNet":
+        arguments["encoder_depth"] = 5
+    if output_stride is not None and output_stride not in spec.output_strides:
+        allowed = " or ".join(map(str, spec.output_strides)) or "only null"
+        raise AdaptSegError(f"output_stride: {output_stride} given, decoder {decoder} takes {allowed}")
+    if spec.output_stride:
+        arguments[spec.output_stride] = output_stride or spec.output_strides[0]
+    if decoder_channels is not None:
+        if spec.width is None or decoder_channels < 1:
+            allowed = "null" if spec.width is None else "a positive number"
+            raise AdaptSegError(f"decoder_channels: {decoder_channels} given, decoder {decoder} takes {allowed}")
+        arguments |= spec.width(decoder_channels)
+    if dropout is not None:
+        if spec.dropout is None or not 0 <= dropout < 1:
+            allowed = "null" if spec.dropout is None else "a probability below 1"
+            raise AdaptSegError(f"dropout: {dropout} given, decoder {decoder} takes {allowed}")
+        arguments[spec.dropout] = dropout
+    return arguments
+
+
+def _make(decoder: Decoder, encoder: str, classes: int, arguments: dict[str, Any], *, from_hub: bool) -> nn.Module:
+    _check_encoder(encoder)
+    try:
+        with warnings.catch_warnings():
+            # smp and timm warn here of their own renamings ("timm-", deprecated model names): not the user's doing.
+            warnings.simplefilter("ignore")
+            return _DECODERS[decoder].model(
+                encoder_name=encoder, encoder_weights="imagenet" if from_hub else None, classes=classes, **arguments
+            )
+    # Only the user's names and numbers go in; what smp, timm and the hub's client raise on them has no common class.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if from_hub:
+            raise AdaptSegError(
+                f"encoder '{encoder}' with ImageNet weights from the hub cannot be made: {reason}; "
+                "without access to the hub set weights: false or a local file"
+            ) from error
+        raise AdaptSegError(f"decoder {decoder} on encoder '{encoder}' cannot be made: {reason}") from error
+
+
+def _check_encoder(encoder: str) -> None:
+    if encoder.startswith("tu-"):
+        known = timm.is_model(encoder[3:])
+        published = timm.get_pretrained_cfg(encoder[3:]) if known else None
+        if published is not None and published.fixed_input_size:
+            raise AdaptSegError(
+                f"encoder: '{encoder}' reads images of {published.input_size[1:]} only; any size expected"
+            )
+    else:
+        known = encoder in smp.encoders.encoders or smp.encoders.is_equivalent_to_timm_universal(encoder)
+    if not known:
+        raise AdaptSegError(f"encoder: '{encoder}' is no encoder of smp, nor 'tu-' and the name of a timm model")
