@@ -127,7 +127,7 @@ class ClassTable:
             AdaptSegError: an unknown key, which is rather a misspelt one.
             KeyError, TypeError, ValueError: a missing key or a wrong type.
         """
-        _refuse_unknown(table, {"name", "classes", "void_ids", "ignore_index"}, "the table")
+        _refuse_unknown(table, {"name", "classes", "void_ids", "ignore_index", "fingerprint"}, "the table")
         classes: list[SemanticClass] = []
         for position, row in enumerate(table["classes"]):
             _refuse_unknown(row, {"id", "name", "color", "thing", "raw_ids"}, f"class {position}")

@@ -340,4 +340,5 @@ def _unused_folder(parent: Path, name: str) -> Path:
     while (target := parent / f"{name}_{number}").exists():
         number += 1
     target.mkdir(parents=True)
+    sync_folder(parent)
     return target

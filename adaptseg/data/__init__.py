@@ -8,3 +8,4 @@ from adaptseg.data.cityscapes import Cityscapes as Cityscapes
 from adaptseg.data.folder import Folder as Folder
 from adaptseg.data.pair import DomainPair as DomainPair
 from adaptseg.data.scenes import Scenes as Scenes
+from adaptseg.data.streets import Streets as Streets

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from adaptseg.classes import ClassTable
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.segmenter import Normalization, Segmenter
+from adaptseg.networks.weights import read_torch_file
 
 ENTRY = "adaptseg"
 """Key of a checkpoint under which `describe` is stored."""
@@ -110,10 +109,7 @@ def _build_nested(value: Any) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdaptSegError(f"{path} does not exist; give a checkpoint or a run directory with checkpoints/last.ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise AdaptSegError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+    checkpoint = read_torch_file(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not {ENTRY, "state_dict"} <= checkpoint.keys():
         raise AdaptSegError(f"{path} is not a checkpoint of adaptseg: it lacks '{ENTRY}' or 'state_dict'")
     return checkpoint

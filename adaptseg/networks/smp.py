@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.normalization import Norm, has_batch_norm, replace_batch_norm
 from adaptseg.networks.segmenter import Output, Segmenter
-from adaptseg.networks.weights import load_encoder_weights
+from adaptseg.networks.weights import first_line, load_encoder_weights
 
 Decoder = Literal[
     "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN",
@@ -197,15 +198,25 @@ def _cut(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
 
 
 def _onto_image(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """(B, C, h', w') on cells of `stride` pixels to (B, C, ceil(H/stride), ceil(W/stride)) that fills (H, W) exactly.
-
-    New cell j is centred on pixel coordinate (j + 1/2) * W / w, that is, on old cell (j + 1/2) * W / (w * stride) -
-    1/2: a bilinear resize by the factor w * stride / W >= 1, of which the first w cells are kept.
-    """
-    factors = tuple(math.ceil(side / stride) * stride / side for side in size)
-    if factors != (1.0, 1.0):
-        cells = F.interpolate(cells, scale_factor=factors, mode="bilinear", recompute_scale_factor=False)
+    """(B, C, h', w') on cells of `stride` pixels to (B, C, ceil(H/stride), ceil(W/stride)) that fills (H, W) exactly."""
+    for dim, side in ((-2, size[0]), (-1, size[1])):
+        if side % stride:
+            cells = _resample(cells, dim, side / stride)
     return _cut(cells, stride, size)
+
+
+def _resample(cells: Tensor, dim: int, extent: float) -> Tensor:
+    """Linear interpolation of the first `extent` cells along `dim` to ceil(extent) cells.
+
+    Written out because `F.interpolate` copies, whatever its scale factor, when it finds the two sizes equal.
+    """
+    count, last = math.ceil(extent), cells.shape[dim] - 1
+    centres = (torch.arange(count, device=cells.device) + 0.5) * (extent / count) - 0.5
+    left = centres.floor().clamp(0, last).long()
+    share = (centres - left).clamp(0, 1).to(cells.dtype)
+    right = (left + 1).clamp(max=last)
+    shape = (count, 1) if dim == -2 else (count,)
+    return torch.lerp(cells.index_select(dim, left), cells.index_select(dim, right), share.reshape(shape))
 
 
 def _decoder_arguments(
@@ -245,13 +256,12 @@ def _make(decoder: Decoder, encoder: str, classes: int, arguments: dict[str, Any
             )
     # Only the user's names and numbers go in; what smp, timm and the hub's client raise on them has no common class.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if from_hub:
             raise AdaptSegError(
-                f"encoder '{encoder}' with ImageNet weights from the hub cannot be made: {reason}; "
+                f"encoder '{encoder}' with ImageNet weights from the hub cannot be made: {first_line(error)}; "
                 "without access to the hub set weights: false or a local file"
             ) from error
-        raise AdaptSegError(f"decoder {decoder} on encoder '{encoder}' cannot be made: {reason}") from error
+        raise AdaptSegError(f"decoder {decoder} on encoder '{encoder}' cannot be made: {first_line(error)}") from error
 
 
 def _check_encoder(encoder: str) -> None:

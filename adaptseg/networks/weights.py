@@ -57,19 +57,33 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise AdaptSegError(f"weights file {file} does not exist; `weights` takes true, false or a local file")
     if file.suffix not in (".pth", ".pt", ".safetensors"):
         raise AdaptSegError(f"weights file {file}: .pth, .pt or .safetensors expected")
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise AdaptSegError(f"weights file {file} cannot be read: {str(error).splitlines()[0]}") from error
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file, "weights file")
     for key in ("state_dict", "model"):  # how training scripts wrap the tensors
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise AdaptSegError(f"weights file {file} does not hold a mapping of names to tensors")
     return dict(content)
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise AdaptSegError(f"weights file {file} cannot be read: {first_line(error)}") from error
+
+
+def read_torch_file(file: Path, what: str) -> Any:
+    """Content of a file that `torch.save` wrote, on the CPU; nothing but tensors and plain values is unpickled."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise AdaptSegError(f"{what} {file} cannot be read: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, at most 200 characters, for messages of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _match(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def test_every_decoder_takes_odd_sizes_and_returns_native_stride(decoder: str, s
     assert segmenter.config()["init_args"]["decoder"] == decoder
 
 
-@pytest.mark.parametrize("size", [(64, 96), (97, 131), (180, 240), (33, 35)])
+@pytest.mark.parametrize("size", [(64, 96), (97, 131), (180, 242), (33, 35), (95, 30)])
 def test_logits_of_padded_images_stay_in_place(size: tuple[int, int]) -> None:
     segmenter = tiny()
     segmenter.decoder, segmenter.segmentation_head = PooledImage(4), nn.Identity()
@@ -65,8 +65,8 @@ def test_logits_of_padded_images_stay_in_place(size: tuple[int, int]) -> None:
     back = resize_logits(logits, size)[0]
     # A ramp survives averaging and bilinear resizing exactly, if every value stays where it was; a stretch would show.
     inner = (slice(8, height - 8), slice(8, width - 8))
-    torch.testing.assert_close(back[0][inner], y[inner], atol=1e-3, rtol=0)
-    torch.testing.assert_close(back[1][inner], x[inner], atol=1e-3, rtol=0)
+    torch.testing.assert_close(back[0][inner], y[inner], atol=1e-4, rtol=0)
+    torch.testing.assert_close(back[1][inner], x[inner], atol=1e-4, rtol=0)
 
 
 def test_sizes_that_fit_are_neither_padded_nor_resampled() -> None:
