@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import ActionConfigFile
+from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -51,7 +52,7 @@ TRAINER_DEFAULTS = {
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """Parse and run one verb. Raises AdaptSegError for everything the user can mend."""
-    _quiet()
+    _quiet(verb)
     options, rest = _own_options(verb, arguments)
     configs, rest = take_configs(rest)
     merged = merge_recipes([(str(path), load_recipe(path)) for path in configs])
@@ -113,7 +114,7 @@ class AdaptSegCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=adaptseg_config_action(), help="a recipe or an overlay")
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a recipe or an overlay")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -263,13 +264,6 @@ class AdaptSegCLI(LightningCLI):
         say(f"predictions lie in {self.folder / 'predictions'}")
 
 
-def adaptseg_config_action() -> Any:
-    """jsonargparse's action for config files."""
-    from jsonargparse import ActionConfigFile
-
-    return ActionConfigFile
-
-
 @rank_zero_only
 def say(text: str) -> None:
     """A line for the person at the terminal."""
@@ -303,14 +297,19 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _quiet() -> None:
+def _quiet(verb: str) -> None:
     """Silence notes that are no news for our users."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if verb != "fit":  # a trained state is scored without the callbacks that trained it
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",  # data.workers is the user's choice
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resume
-        ".*The number of training batches .* is smaller than the logging interval.*",  # short ticks
+        r".*does not have many workers",  # data.workers is the user's choice
+        r".*Checkpoint directory .* exists and is not empty",  # a resume
+        r".*The number of training batches .* is smaller than the logging interval",  # short ticks
+        r".*GPU available but not used",  # trainer.accelerator is the user's choice
+        r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
     ):
         warnings.filterwarnings("ignore", message)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # Calls that lightning 2.6 itself makes, to be removed in jsonargparse 5 (bounded in pyproject).
+    warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)

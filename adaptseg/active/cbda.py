@@ -206,7 +206,7 @@ class CBDA(Acquisition):
         with GlobalSelector(count, scratch=folder, seed=self.seed + self.round) as selector:
             for key, score in self._scored(trainer, module):
                 if self.suppress_radius == 0 and self.max_share_per_image == 1:
-                    selector.add(key, score, self._forbidden(key))
+                    selector.add(key, score, torch.from_numpy(self._forbidden(key)))
                 else:
                     yx = self._best_of_image(key, score, count)
                     selector.add_points(key, yx, score[yx[:, 0], yx[:, 1]], self.store.sizes[key])

@@ -76,8 +76,8 @@ class Streets(Scenes):
             raise AdaptSegError(
                 f"Streets: size is {tuple(size)}; (height, width) of {_SMALLEST} to {_LARGEST} expected"
             )
-        if seed < 0:
-            raise AdaptSegError(f"Streets: seed is {seed}; it must not be negative")
+        if not 0 <= seed < 1 << 32:
+            raise AdaptSegError(f"Streets: seed is {seed}; 0 to {(1 << 32) - 1} expected")
         self.look: Look = look
         self.split: Split = split
         self.seed = seed
@@ -86,7 +86,8 @@ class Streets(Scenes):
         self._index = dict(zip(self.keys, indices, strict=False))
         self._size = (int(size[0]), int(size[1]))
         self._capacity = _CACHE_BYTES // (4 * self._size[0] * self._size[1]) if cache else 0
-        self._forget()
+        self._cache: dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
+        self._last: tuple[str, _Scene] | None = None
 
     def image(self, key: str) -> npt.NDArray[np.uint8]:
         return self._pixels(key)[0].copy()
@@ -105,10 +106,6 @@ class Streets(Scenes):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_last": None}
 
-    def _forget(self) -> None:
-        self._cache: dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
-        self._last: tuple[str, _Scene] | None = None
-
     def _pixels(self, key: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Image and labels, from memory where possible."""
         if key not in self._cache:
@@ -121,9 +118,10 @@ class Streets(Scenes):
     def _scene(self, key: str) -> _Scene:
         """The whole scene; the last one stays at hand, so that image, labels and instances render it once."""
         self._require_known(key)
-        if self._last is None or self._last[0] != key:
-            self._last = key, _render(self.look, self._index[key], self._size, self.seed)
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != key:
+            last = self._last = key, _render(self.look, self._index[key], self._size, self.seed)
+        return last[1]
 
     def _require_known(self, key: str) -> None:
         if key not in self._index:

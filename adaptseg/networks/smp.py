@@ -198,7 +198,7 @@ def _cut(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
 
 
 def _onto_image(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """(B, C, h', w') on cells of `stride` pixels to (B, C, ceil(H/stride), ceil(W/stride)) that fills (H, W) exactly."""
+    """Cells of `stride` pixels, (B, C, h', w'), to (B, C, ceil(H/stride), ceil(W/stride)) that fill (H, W) exactly."""
     for dim, side in ((-2, size[0]), (-1, size[1])):
         if side % stride:
             cells = _resample(cells, dim, side / stride)

@@ -130,7 +130,7 @@ def test_network_and_images_are_left_alone() -> None:
     assert not found.requires_grad
 
 
-def test_float32_under_autocast_and_for_half_images() -> None:
+def test_float32_under_autocast() -> None:
     class Convolution(Stub):
         def __init__(self) -> None:
             super().__init__()

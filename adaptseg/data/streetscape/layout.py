@@ -120,7 +120,8 @@ def _ground(canvas: Canvas, sides: tuple[_Side, _Side], tram: bool) -> None:
         yard = (terrain, grass) if dice.chance(0.6) else (sidewalk, slab)
         yard[0].fill(yard[1], camera.strip(s * side.lot, s * 150.0, 0, _FAR), 0.95)
         terrain.fill(grass, camera.strip(s * side.kerb, s * side.path, 0, _FAR))
-        sidewalk.fill(slab, camera.strip(s * side.path, s * side.lot, 0, _FAR))
+        # A little under what bounds it: rounding must not leave a gap.
+        sidewalk.fill(slab, camera.strip(s * side.path, s * (side.lot + 0.3), 0, _FAR))
         for joint in range(1, 12):
             z = 4.0 + 2.2 * joint
             sidewalk.fill(slab, camera.strip(s * side.path, s * side.lot, z, z + 0.12), 0.86)
