@@ -196,12 +196,14 @@ class AdaptSegCLI(LightningCLI):
             *self._house_callbacks(),
         ]
         config["logger"] = self._loggers()
+        if self.subcommand != "fit":
+            config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
         config["plugins"] = [*_as_list(config.get("plugins")), _AtomicCheckpointIO()]
         return Trainer(**config)
 
     def _house_callbacks(self) -> list[Callback]:
-        folder = self.folder / "checkpoints"
+        folder = (self.folder / "checkpoints").resolve()  # ModelCheckpoint compares the path as text on a resume
         callbacks: list[Callback] = [RunProgress()]
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.options.certainty))
