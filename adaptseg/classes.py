@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ VOID = 255
 
 @dataclass(frozen=True)
 class SemanticClass:
-    """One class: its name, its colour in pictures (RGB, 0..255), thing or stuff, and the raw ids that mean it."""
+    """One class: its name, its colour in pictures (RGB, 0..255), thing or stuff, and the raw ids that mean it.
+
+    In a table, no raw ids become the train id.
+    """
 
     name: str
     color: tuple[int, int, int]
@@ -39,16 +42,17 @@ class ClassTable:
     """
 
     def __init__(self, name: str, classes: tuple[SemanticClass, ...], void_ids: tuple[int, ...] = (VOID,)) -> None:
-        self.name, self.classes, self.void_ids = name, classes, void_ids
         if not 2 <= len(classes) <= VOID:
             raise AdaptSegError(f"class table '{name}': {len(classes)} classes given, 2 to {VOID} allowed")
+        self.name, self.void_ids = name, void_ids
+        self.classes = tuple(replace(c, raw_ids=c.raw_ids or (train_id,)) for train_id, c in enumerate(classes))
         if duplicates := sorted({n for n in self.names if self.names.count(n) > 1}):
             raise AdaptSegError(f"class table '{name}': names given twice: {', '.join(duplicates)}")
         self._lookup = np.full(1 << 16, -1, np.int32)
         for raw in void_ids:
             self._claim(raw, VOID)
-        for train_id, semantic_class in enumerate(classes):
-            for raw in semantic_class.raw_ids or (train_id,):
+        for train_id, semantic_class in enumerate(self.classes):
+            for raw in semantic_class.raw_ids:
                 self._claim(raw, train_id)
 
     def __eq__(self, other: object) -> bool:

@@ -32,7 +32,7 @@ from adaptseg.active import Acquisition
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
 from adaptseg.callbacks.progress import RunProgress
-from adaptseg.callbacks.report import Report
+from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
@@ -148,6 +148,8 @@ class AdaptSegCLI(LightningCLI):
             config.ckpt_path = self._existing_checkpoint()
         if self.subcommand == "predict":
             config.return_predictions = False  # they are written one by one, not kept in memory
+        elif self.subcommand != "fit":
+            config.verbose = False  # the report prints a table that a person can read
 
     def _prepare_fit(self, config: Any) -> None:
         last = run_directory.last_checkpoint(self.folder)
@@ -252,15 +254,10 @@ class AdaptSegCLI(LightningCLI):
                 say(f"  {name:22s} {what}")
 
     def after_test(self) -> None:
-        self._after_evaluation("test")
+        write_scores(self.trainer, "test")
 
     def after_validate(self) -> None:
-        self._after_evaluation("val")
-
-    def _after_evaluation(self, prefix: str) -> None:
-        from adaptseg.callbacks.report import write_scores
-
-        write_scores(self.trainer, prefix)
+        write_scores(self.trainer, "val")
 
     def after_predict(self) -> None:
         say(f"predictions lie in {self.folder / 'predictions'}")

@@ -80,40 +80,47 @@ class Report(Callback):
         if acquisition and history:
             end = {**history[-1], **scores, "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [*history, end])
-        self._print_classes(trainer)
+        _print_classes(trainer, "val")
         storage.atomic_json(
             Path(trainer.default_root_dir) / "result.json",
             {
                 "steps": trainer.global_step,
                 "seconds": round(self._seconds(), 1),
                 "rounds": history,
-                "val": {**scores, "iou": _class_scores(trainer)} if scores else None,
+                "val": _scores(trainer, "val") if scores else None,
             },
         )
-
-    def _print_classes(self, trainer: Trainer) -> None:
-        scores = _class_scores(trainer)
-        bar = trainer.progress_bar_callback
-        if not scores or not isinstance(bar, RunProgress):
-            return
-        names = trainer.lightning_module.class_table.names
-        table = Table(title="IoU per class, validation", title_justify="left")
-        table.add_column("class")
-        table.add_column("IoU", justify="right")
-        for name in names:
-            table.add_row(name, f"{100 * scores[name]:.1f}" if name in scores else "absent")
-        table.add_section()
-        table.add_row("mean", f"{100 * float(trainer.callback_metrics['val/miou']):.1f}", style="bold")
-        bar.print(table)
 
 
 def _acquisition(trainer: Trainer) -> Acquisition | None:
     return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
 
 
-def _class_scores(trainer: Trainer) -> dict[str, float]:
-    metrics = trainer.callback_metrics.items()
-    return {name.removeprefix("val/iou/"): float(v) for name, v in metrics if name.startswith("val/iou/")}
+def _class_scores(trainer: Trainer, prefix: str) -> dict[str, float]:
+    start = f"{prefix}/iou/"
+    return {name.removeprefix(start): float(v) for name, v in trainer.callback_metrics.items() if name.startswith(start)}
+
+
+def _scores(trainer: Trainer, prefix: str) -> dict[str, Any]:
+    """mIoU, worst IoU, accuracy and IoU per present class as plain numbers in [0, 1]."""
+    metrics = trainer.callback_metrics
+    means = {name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")}
+    return {**means, "iou": _class_scores(trainer, prefix)}
+
+
+def _print_classes(trainer: Trainer, prefix: str) -> None:
+    scores = _class_scores(trainer, prefix)
+    bar = trainer.progress_bar_callback
+    if not scores or not isinstance(bar, RunProgress):
+        return
+    table = Table(title=f"IoU per class, {prefix}", title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for name in trainer.lightning_module.class_table.names:
+        table.add_row(name, f"{100 * scores[name]:.1f}" if name in scores else "absent")
+    table.add_section()
+    table.add_row("mean", f"{100 * float(trainer.callback_metrics[f'{prefix}/miou']):.1f}", style="bold")
+    bar.print(table)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -146,13 +153,7 @@ def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
 
 def write_scores(trainer: Trainer, prefix: str) -> None:
     """After `validate` or `test`: print the scores and write `<prefix>.json` into the run directory."""
-    metrics = trainer.callback_metrics
-    start = f"{prefix}/iou/"
-    scores = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
-    result = {
-        "checkpoint": str(trainer.ckpt_path),
-        **{name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")},
-        "iou": scores,
-    }
+    _print_classes(trainer, prefix)
     if trainer.is_global_zero:
-        storage.atomic_json(Path(trainer.default_root_dir) / f"{prefix}.json", result)
+        scores = {"checkpoint": str(trainer.ckpt_path), **_scores(trainer, prefix)}
+        storage.atomic_json(Path(trainer.default_root_dir) / f"{prefix}.json", scores)
