@@ -231,7 +231,5 @@ CAMVID = _table(
     (11, 255),
 )
 
-STREETS = ClassTable(
-    "streets", tuple(SemanticClass(c.name, c.color, c.thing) for c in CITYSCAPES.classes), (VOID,)
-)
+STREETS = ClassTable("streets", tuple(SemanticClass(c.name, c.color, c.thing) for c in CITYSCAPES.classes), (VOID,))
 """The embedded pair speaks Cityscapes' 19 classes; its labels are train ids already."""

@@ -24,6 +24,7 @@ verbs
 where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metrics.csv, pictures
   --runs DIR      default: runs
   --name NAME     default: seed<k>
+  --root DIR      where the data lies that an overlay of configs/data names
   --fresh         rename an existing run directory and start over            (fit)
   --wandb         also log to Weights & Biases, offline without an API key   (fit)
   --certainty     also write <key>.certainty.png, uint8 per cent             (predict)

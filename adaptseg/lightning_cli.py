@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -38,7 +38,7 @@ from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method
-from adaptseg.recipes import load_recipe, merge_recipes, take_configs
+from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # steps are the unit; an epoch is a tick
@@ -55,7 +55,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     _quiet(verb)
     options, rest = _own_options(verb, arguments)
     configs, rest = take_configs(rest)
-    merged = merge_recipes([(str(path), load_recipe(path)) for path in configs])
+    merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
     # ActionConfigFile accepts the text of a config in place of a path.
     text = ["--config", yaml.safe_dump(merged, sort_keys=False)] if merged else []
     with warnings.catch_warnings():
@@ -68,6 +68,7 @@ def _own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespac
     parser = argparse.ArgumentParser(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--name")
+    parser.add_argument("--root")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--wandb", action="store_true")
     parser.add_argument("--certainty", action="store_true")
@@ -135,7 +136,9 @@ class AdaptSegCLI(LightningCLI):
         config = self.config[self.subcommand]
         for block in ("model", "data"):
             if config.get(block) is None:
-                raise AdaptSegError(f"no `{block}:` block is given; start from a recipe: --config configs/cbda_20pct.yaml")
+                raise AdaptSegError(
+                    f"no `{block}:` block is given; start from a recipe: --config configs/cbda_20pct.yaml"
+                )
         if not isinstance(config.seed_everything, int) or isinstance(config.seed_everything, bool):
             raise AdaptSegError(f"seed_everything is {config.seed_everything}; a number is expected")
         self.folder = run_directory.run_directory(
@@ -155,7 +158,7 @@ class AdaptSegCLI(LightningCLI):
         last = run_directory.last_checkpoint(self.folder)
         saved = self._plain_config()
         if self.options.fresh:
-            if rank_zero_only.rank == 0 and (place := run_directory.set_aside(self.folder)):
+            if _is_rank_zero() and (place := run_directory.set_aside(self.folder)):
                 say(f"--fresh: the earlier run is now {place}")
         elif last.is_file():
             run_directory.require_same_config(self.folder, saved)
@@ -164,13 +167,15 @@ class AdaptSegCLI(LightningCLI):
                 return
             config.ckpt_path = config.ckpt_path or str(last)
             say(f"resuming {self.folder} from {last}")
-        if rank_zero_only.rank == 0:
+        if _is_rank_zero():
             run_directory.write_stamp(self.folder, saved)
 
     def _existing_checkpoint(self) -> str:
         last = run_directory.last_checkpoint(self.folder)
         if not last.is_file():
-            raise AdaptSegError(f"{last} does not exist: run `adaptseg fit` with the same --config first, or give --ckpt_path")
+            raise AdaptSegError(
+                f"{last} does not exist: run `adaptseg fit` with the same --config first, or give --ckpt_path"
+            )
         return str(last)
 
     def _plain_config(self) -> dict[str, Any]:
@@ -233,7 +238,7 @@ class AdaptSegCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.finished:
-            say(f"{self.folder} is finished (result.json): nothing to do. --fresh starts over, --name NAME starts another")
+            say(f"{self.folder} is finished: nothing to do. --fresh starts over, --name NAME starts another")
             return
         super()._run_subcommand(subcommand)
 
@@ -261,6 +266,11 @@ class AdaptSegCLI(LightningCLI):
 
     def after_predict(self) -> None:
         say(f"predictions lie in {self.folder / 'predictions'}")
+
+
+def _is_rank_zero() -> bool:
+    """Also before the process group exists: Lightning reads the launcher's variables."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only

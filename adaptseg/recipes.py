@@ -1,7 +1,7 @@
 """Laying recipes over each other before they are parsed.
 
-jsonargparse merges YAML key by key, which leaks the arguments of a class that a later file replaces (Streets' `count` into
-CamVid). Three rules prevent it: one file owns the whole `model:` block and no later file switches its class; a later
+jsonargparse merges YAML key by key, which leaks the arguments of a class that a later file replaces (Streets' `count`
+into CamVid). Three rules prevent it: one file owns the whole `model:` block and no later file switches its class; a later
 `data:` replaces the whole block; a later `active:` replaces it if it names its class, else it changes single arguments.
 """
 
@@ -58,6 +58,19 @@ def _merge(earlier: Any, later: Any) -> Any:
     if not isinstance(earlier, dict) or not isinstance(later, dict):
         return later
     return {**earlier, **{key: _merge(earlier.get(key), value) for key, value in later.items()}}
+
+
+def fill_root(value: Any, root: str | None) -> Any:
+    """Replace `{root}` in the strings of a recipe by the folder that `--root` names."""
+    if isinstance(value, dict):
+        return {key: fill_root(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill_root(item, root) for item in value]
+    if not isinstance(value, str) or "{root}" not in value:
+        return value
+    if root is None:
+        raise AdaptSegError(f"the recipe reads data from {value}: say where that lies with --root DIR")
+    return value.replace("{root}", root)
 
 
 def take_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:

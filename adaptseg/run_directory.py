@@ -57,7 +57,9 @@ def require_same_config(folder: Path, config: dict[str, Any]) -> None:
     """Raise unless the directory's saved config agrees with `config` in everything that decides the result."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise AdaptSegError(f"{folder} holds a checkpoint but no config.yaml; choose another --name, or start with --fresh")
+        raise AdaptSegError(
+            f"{folder} holds a checkpoint but no config.yaml; choose another --name, or start with --fresh"
+        )
     saved = yaml.safe_load(path.read_text())
     for key in MUST_MATCH:
         if difference := _first_difference(_get(saved, key), _get(config, key), key):

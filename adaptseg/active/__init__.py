@@ -1,4 +1,4 @@
-"""Buying labels: scores, selection and balancing (pure), the label store, oracles, and the callbacks that run rounds."""
+"""Buying labels: scores, selection, balancing (pure); the label store; oracles; the callbacks that run rounds."""
 
 from adaptseg.active.cbda import CBDA as CBDA
 from adaptseg.active.oracles import GroundTruth as GroundTruth

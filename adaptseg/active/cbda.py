@@ -1,8 +1,9 @@
 """Class Balanced Dynamic Acquisition (CBDA) and RIPU's region acquisition, which it extends.
 
-CBDA: Schachtsiek, Rossi, Hannagan, "Class Balanced Dynamic Acquisition for Domain Adaptive Semantic Segmentation using Active
-Learning", 2023. RIPU: Xie et al., CVPR 2022. Two switches span the paper's ablation: `selection` (per image = RA, over the
-whole pool = DA) and `balance` (CB). What the texts leave open is an argument; its docstring says "inferred".
+CBDA: Schachtsiek, Rossi, Hannagan, "Class Balanced Dynamic Acquisition for Domain Adaptive Semantic Segmentation using
+Active Learning", 2023. RIPU: Xie et al., CVPR 2022. Two switches span the paper's ablation: `selection` (per image =
+RA, over the whole pool = DA) and `balance` (CB). What the texts leave open is an argument; its docstring says
+"inferred".
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from adaptseg.active.regions import dilate, squares
 from adaptseg.active.rounds import Acquisition, Snapshot, probabilities_of
 from adaptseg.active.selection import GlobalSelector, select_regions
 from adaptseg.callbacks.progress import track
+from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 
 SCHEDULES = {
@@ -93,11 +95,13 @@ class CBDA(Acquisition):
         self.budget, self.budget_unit = budget, budget_unit
         self.schedule = list(SCHEDULES[schedule]) if isinstance(schedule, str) else schedule
         self.shares = shares or [1 / len(self.schedule)] * len(self.schedule)
-        self.score, self.mode, self.radius = score, mode, radius
+        self.score, self.radius = score, radius
+        self.mode: Literal["region", "pixel"] = mode
         self.unit, self.selection, self.rounding = unit, selection, rounding
         self.side = 2 * radius + 1 if unit == "region" else 1
         self.suppress_radius = self.side - 1 if suppress_radius is None else suppress_radius
-        self.balance, self.class_target, self.epsilon = balance, class_target, epsilon
+        self.balance, self.epsilon = balance, epsilon
+        self.class_target: Literal["total", "cumulative"] = class_target
         self.weight_by, self.max_share_per_image, self.forbid_void = weight_by, max_share_per_image, forbid_void
         self._check()
 
@@ -164,8 +168,9 @@ class CBDA(Acquisition):
         images = len(sizes) if self.selection == "image" else 1
         if self.rounding == "exact" and total / images * min(self.shares) < self.side**2:
             raise AdaptSegError(
-                f"active.budget {self.budget} ({self.budget_unit}) leaves less than one {self.unit} of {self.side**2} px "
-                f"per round{' and image' if images > 1 else ''}: raise it, or use fewer rounds or active.unit: pixel"
+                f"active.budget {self.budget} ({self.budget_unit}) leaves less than one {self.unit} of "
+                f"{self.side**2} px per round{' and image' if images > 1 else ''}: raise it, use fewer rounds, or "
+                "active.unit: pixel"
             )
 
     def scratch_bytes(self, sizes: dict[str, tuple[int, int]]) -> int:
@@ -196,7 +201,7 @@ class CBDA(Acquisition):
         if self.rounding == "ceil":
             return math.ceil(budget * self.shares[self.round] / self.side**2)
         spent = self.store.spent_on(key, self.round)
-        return balancing.round_budget(budget, self.round + 1, self.shares, spent) // self.side**2
+        return balancing.round_budget(round(budget), self.round + 1, self.shares, spent) // self.side**2
 
     def _picks_over_pool(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, Tensor]]:
         pixels, images = self._pool_totals()
@@ -248,7 +253,7 @@ class CBDA(Acquisition):
 
     def _scored(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Tensor]]:
         """(key, weighted score (H, W) float32 on the CPU) of this rank's share of the pool."""
-        data = self._data(trainer)
+        data = pair_of(trainer)
         weights = self._class_weights(data.num_classes)
         loader = data.pool_loader(trainer.global_rank, trainer.world_size)
         watched = set(data.pool.keys[:: max(1, len(data.pool.keys) // SNAPSHOTS)][:SNAPSHOTS])
@@ -288,7 +293,7 @@ class CBDA(Acquisition):
                 return scores.margin(probabilities) + 1
             case "least_confidence":
                 return scores.least_confidence(probabilities)
-            case "ripu":
+            case _:
                 return scores.ripu(probabilities, self.radius, mode=self.mode)
 
     def _weighted(self, score: Tensor, predicted: Tensor, weights: Tensor | None) -> Tensor:

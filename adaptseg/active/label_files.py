@@ -192,14 +192,14 @@ class LabelView:
 def read_manifest(directory: Path, number: int, table: ClassTable) -> Manifest:
     """Read the manifest of a round and check it in itself; AdaptSegError names the file and what does not match."""
     path = manifest_file(directory, number)
-    raw = read_json(path)
+    raw: Any = read_json(path)
     kinds: dict[str, type] = {
         **dict.fromkeys(("round", "images", "spent", "void"), int),
         **dict.fromkeys(("config_hash", "query_checksum", "class_table"), str),
         "class_counts": list,
     }
     for name, kind in kinds.items():
-        if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
+        if not isinstance(raw, dict) or not isinstance(cast(dict[str, Any], raw).get(name), kind):
             raise AdaptSegError(f"{path} is not the manifest of a round: '{name}' is missing or of the wrong type")
     manifest = cast(Manifest, raw)
     problem = None

@@ -1,4 +1,4 @@
-"""When and how a round happens inside one fit: score, select, ask, store, go on. What is bought is a subclass's business."""
+"""When and how a round happens inside one fit: score, select, ask, store. What is bought is a subclass's business."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from adaptseg import distributed, storage
 from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
 from adaptseg.active.oracles import GroundTruth, Oracle
-from adaptseg.data.pair import DomainPair
+from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 from adaptseg.metrics import label_balance_entropy
 
 
 class Snapshot(NamedTuple):
-    """One pool image as a round saw it, for pictures: prediction (H, W) int64, score (H, W) float32, on the pool grid."""
+    """One pool image as a round saw it, for pictures, on the pool grid (H, W)."""
 
     prediction: NDArray[np.int64]
     score: NDArray[np.float32]
@@ -33,8 +33,8 @@ class Acquisition(Callback, ABC):
     """Base of every acquisition: fires at the end of the ticks that `round_steps` names.
 
     State: round number, checksum of its query and the table of rounds, in the checkpoint (`state_dict`); the labels
-    themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored until
-    the round is redone; one that is behind it raises.
+    themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored
+    until the round is redone; one that is behind it raises.
 
     Args:
         oracle: who answers a query; default: the pool's ground truth.
@@ -94,7 +94,7 @@ class Acquisition(Callback, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        data = self._data(trainer)
+        data = pair_of(trainer)
         self.oracle.bind(data.pool)
         self.fire_at = self.round_steps(trainer.max_steps, data.tick_length(trainer.max_steps))
         late = [step for step in self.fire_at if step >= trainer.max_steps]
@@ -128,7 +128,7 @@ class Acquisition(Callback, ABC):
                 "on (query checksums differ): restore its files, or start over with --fresh"
             )
         if self.round:
-            self._data(trainer).bought = self.store.view(self.round)
+            pair_of(trainer).bought = self.store.view(self.round)
 
     def is_due(self, step: int) -> bool:
         """Whether a round fires once `step` optimiser steps are done."""
@@ -158,7 +158,7 @@ class Acquisition(Callback, ABC):
         self.round, self.checksum = self.round + 1, checksum
         if totals is not None:
             self.store = LabelStore.open(self.store.folder)
-        self._data(trainer).bought = self.store.view(self.round)
+        pair_of(trainer).bought = self.store.view(self.round)
         self.history.append(self._row(trainer))
 
     def _spool_query(self, trainer: Trainer, module: LightningModule, folder: Path) -> str:
@@ -181,7 +181,7 @@ class Acquisition(Callback, ABC):
         distributed.barrier()
         mine = self.store.stage(round, self._answers(folder))
         summed = distributed.sum_over_ranks([mine.spent, mine.void, mine.images, *mine.class_counts.tolist()])
-        totals = RoundTotals(*summed[:3], np.array(summed[3:], np.int64))
+        totals = RoundTotals(summed[0], summed[1], summed[2], np.array(summed[3:], np.int64))
         distributed.barrier()
         if is_global_zero:
             config = storage.content_hash(self.settings())
@@ -197,7 +197,7 @@ class Acquisition(Callback, ABC):
             yield key, self.oracle.answer(key, wanted), wanted
 
     def _row(self, trainer: Trainer) -> dict[str, Any]:
-        """A row of the table of rounds. The scores are those of the network that chose the pixels, before it saw them."""
+        """A row of the table of rounds; mIoU is that of the network that chose the pixels, before it saw them."""
         return {
             "round": self.round,
             "step": trainer.global_step,
@@ -211,13 +211,6 @@ class Acquisition(Callback, ABC):
 
     def _scratch_folder(self, trainer: Trainer) -> Path:
         return Path(self.scratch or trainer.default_root_dir)
-
-    @staticmethod
-    def _data(trainer: Trainer) -> DomainPair:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, DomainPair):
-            raise AdaptSegError("active: an acquisition needs `data:` to be a DomainPair")
-        return data
 
 
 def final_scores(trainer: Trainer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of a run: what each round scored and bought, what the network predicts at the end, and mIoU over labels spent."""
+"""Pictures of a run: what each round scored and bought, final predictions, and mIoU over labels spent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adaptseg.active.rounds import Acquisition, final_scores
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.data.batch import Labelled
-from adaptseg.data.pair import DomainPair
+from adaptseg.data.pair import DomainPair, pair_of
 from adaptseg.data.transforms import resized_image
 
 SCENES = 4
@@ -32,7 +32,7 @@ class Panels(Callback):
         acquisition = _acquisition(trainer)
         if acquisition is None or not acquisition.snapshots:
             return
-        data = _data(trainer)
+        data = pair_of(trainer)
         rows = [_round_row(acquisition, data, key) for key in acquisition.snapshots]
         acquisition.snapshots = {}
         titles = ["target image", "truth", "prediction", "score", "bought so far"]
@@ -41,7 +41,7 @@ class Panels(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
             return
-        data = _data(trainer)
+        data = pair_of(trainer)
         if data.val is not None:
             keys = data.val.keys[:: max(1, len(data.val.keys) // SCENES)][:SCENES]
             rows = [_final_row(pl_module, data, key) for key in keys]
@@ -53,12 +53,6 @@ class Panels(Callback):
 
 def _acquisition(trainer: Trainer) -> Acquisition | None:
     return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
-
-
-def _data(trainer: Trainer) -> DomainPair:
-    data = getattr(trainer, "datamodule", None)
-    assert isinstance(data, DomainPair)
-    return data
 
 
 def _round_row(acquisition: Acquisition, data: DomainPair, key: str) -> list[Picture]:
@@ -105,7 +99,9 @@ def _grid(titles: list[str], rows: list[list[Picture]]) -> Figure:
     """Rows of pictures under column titles; two-dimensional arrays are drawn as heat maps."""
     height, width = rows[0][0].shape[:2]
     cell = 3.4
-    figure = Figure(figsize=(cell * len(titles), cell * height / width * len(rows) + 0.35), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(cell * len(titles), cell * height / width * len(rows) + 0.35), dpi=110, layout="constrained"
+    )
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, pictures in zip(axes, rows, strict=True):
         for axis, picture in zip(row, pictures, strict=True):

@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Item = TypeVar("Item")
 
@@ -83,11 +91,10 @@ class RunProgress(ProgressBar):
     ) -> None:
         if self._progress is None or self._steps is None:
             return
-        note = None
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # reading the loss waits for the device
-            note = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._steps, completed=trainer.global_step, **fields)
+        self._progress.update(self._steps, completed=trainer.global_step)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            self._progress.update(self._steps, note=f"loss {loss:.3f}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.console.is_terminal or not self._enabled:

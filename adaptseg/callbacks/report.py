@@ -1,4 +1,4 @@
-"""What a run tells a person: a table row after each round, per-class IoU at the end, and the small files behind both."""
+"""What a run tells a person: a table row after each round, IoU per class at the end, and the files behind both."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from adaptseg import storage
 from adaptseg.active.rounds import Acquisition, final_scores
 from adaptseg.callbacks.progress import RunProgress
+from adaptseg.data.pair import pair_of
 from adaptseg.loggers import CsvLogger
 
 COLUMNS = ("round", "step", "bought px", "of pool", "void px", "balance", "mIoU", "worst class", "IoU")
@@ -98,7 +99,9 @@ def _acquisition(trainer: Trainer) -> Acquisition | None:
 
 def _class_scores(trainer: Trainer, prefix: str) -> dict[str, float]:
     start = f"{prefix}/iou/"
-    return {name.removeprefix(start): float(v) for name, v in trainer.callback_metrics.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start): float(v) for name, v in trainer.callback_metrics.items() if name.startswith(start)
+    }
 
 
 def _scores(trainer: Trainer, prefix: str) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _print_classes(trainer: Trainer, prefix: str) -> None:
     table = Table(title=f"IoU per class, {prefix}", title_justify="left")
     table.add_column("class")
     table.add_column("IoU", justify="right")
-    for name in trainer.lightning_module.class_table.names:
+    for name in pair_of(trainer).class_table.names:
         table.add_row(name, f"{100 * scores[name]:.1f}" if name in scores else "absent")
     table.add_section()
     table.add_row("mean", f"{100 * float(trainer.callback_metrics[f'{prefix}/miou']):.1f}", style="bold")

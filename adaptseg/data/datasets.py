@@ -131,7 +131,7 @@ def collate_labelled(items: list[LabelledItem]) -> Labelled:
 
 
 def _stack(items: Sequence[tuple], where: str) -> list:
-    sizes = {tuple(item.image.shape[-2:]) for item in items}
+    sizes = {tuple(item[1].shape[-2:]) for item in items}  # (key, image, ...)
     if len(sizes) > 1:
         listed = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
         raise AdaptSegError(f"scenes of different sizes in one batch ({listed}): set {where} so that they agree")

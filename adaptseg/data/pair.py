@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from adaptseg.classes import ClassTable
@@ -30,8 +30,9 @@ Size = tuple[int, int]
 class DomainPair(LightningDataModule):
     """A labelled source domain, an unlabelled target domain, and the labelled sets that judge the result.
 
-    One loader yields whole `Batch`es, so source and target have equal length by construction. The only state is `bought`:
-    the acquisition sets it after each round and after a resume, and `train_dataloader`, called anew every tick, reads it.
+    One loader yields whole `Batch`es, so source and target have equal length by construction. The only state is
+    `bought`: the acquisition sets it after each round and after a resume, and `train_dataloader`, called anew every
+    tick, reads it.
 
     Args:
         target: the pool: target training images. Their labels are never read here, only by an oracle. May be None for
@@ -167,11 +168,10 @@ class DomainPair(LightningDataModule):
 
     def pool_grid(self, key: str) -> Size:
         """(H, W) of the grid on which scores, labels and budget of one pool image live."""
-        if self.pool_size == "native":
-            return self.pool.size(key)
-        if self.pool_size == "train":
-            return self.target_view.size or self.pool.size(key)
-        return self.pool_size
+        if not isinstance(self.pool_size, str):
+            return self.pool_size
+        size = self.target_view.size if self.pool_size == "train" else None
+        return size or self.pool.size(key)
 
     def pool_loader(self, rank: int, world_size: int) -> DataLoader:
         """This rank's strided, unpadded share of the pool, one image at a time, as `Labelled` with void labels."""
@@ -207,3 +207,11 @@ class DomainPair(LightningDataModule):
             collate_fn=collate_labelled,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def pair_of(trainer: Trainer) -> DomainPair:
+    """The domain pair that a trainer was given; AdaptSegError if it trains on something else."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DomainPair):
+        raise AdaptSegError(f"data: a DomainPair is expected, {type(data).__name__} is given")
+    return data

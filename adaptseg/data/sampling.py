@@ -1,6 +1,6 @@
 """Which scene is drawn when: the global order of samples is a pure function of (seed, sample number).
 
-Sample number n = micro-batch * batch_size + position in the global batch. Every scene choice and every augmentation draws
+Sample number n = micro-batch * batch_size + position in the global batch. Scene choice and augmentation draw
 from `generator(seed, stream, n)` alone, so the order survives a resume and does not depend on the number of processes.
 """
 

@@ -1,4 +1,4 @@
-"""What all methods share: one student, one summed loss, logging, evaluation, and the promises about randomness and NaN."""
+"""What all methods share: a student, one summed loss, logging, evaluation, and promises about randomness and NaN."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Method(LightningModule):
         self.first_bad_step = torch.where(is_first, torch.full_like(first, self.global_step), first)
         keys = [key for domain in batch if domain is not None for key in domain.keys]
         self.window_keys.append((self.global_step, keys))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
             return
         bad = int(self.first_bad_step)
         if bad >= 0:
@@ -179,6 +179,4 @@ class Method(LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["adaptseg"] = networks.describe(
-            self.saved_networks(), self.class_table, IMAGENET_MEAN, IMAGENET_STD
-        )
+        checkpoint["adaptseg"] = networks.describe(self.saved_networks(), self.class_table, IMAGENET_MEAN, IMAGENET_STD)

@@ -27,8 +27,8 @@ class Optimization:
         warmup_steps: linear from `warmup_start` times the rate.
         warmup_start: factor of the first step.
         power: of the decay (1 - k / horizon) ** power.
-        poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but stops at
-            40,000: 1.5625.
+        poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but
+            stops at 40,000: 1.5625.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"

@@ -1,8 +1,8 @@
 """Supervised training on the source and on whatever target labels were bought; with RIPU's two extra losses if asked.
 
-RIPU: Xie, Yuan, Li, Liu, Cheng, "Towards Fewer Annotations: Active Learning via Region Impurity and Prediction Uncertainty for
-Domain Adaptive Semantic Segmentation", CVPR 2022, section 3.3. Differs from the release: denominators are those of the
-global batch, so any number of processes descends the same loss.
+RIPU: Xie, Yuan, Li, Liu, Cheng, "Towards Fewer Annotations: Active Learning via Region Impurity and Prediction
+Uncertainty for Domain Adaptive Semantic Segmentation", CVPR 2022, section 3.3. Differs from the release: denominators
+are those of the global batch, so any number of processes descends the same loss.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Supervised(Method):
             seed=seed,
         )
         if not 0 < negative_threshold < 1:
-            raise AdaptSegError(f"model.negative_threshold is {negative_threshold}; a probability inside (0, 1) is expected")
+            raise AdaptSegError(
+                f"model.negative_threshold is {negative_threshold}; a probability inside (0, 1) is expected"
+            )
         if least_bought < 1:
             raise AdaptSegError(f"model.least_bought is {least_bought}; 1 or more pixels are expected")
         self.source_weight, self.target_weight, self.least_bought = source_weight, target_weight, least_bought

@@ -109,7 +109,7 @@ def test_weather_changes_the_picture_and_not_the_street():
     for s, f, n in zip(street.keys, fog.keys, night.keys, strict=True):
         np.testing.assert_array_equal(street.labels(s), fog.labels(f))
         np.testing.assert_array_equal(street.instances(s), night.instances(n))
-        assert night.image(n).mean() < 0.7 * street.image(s).mean()
+        assert night.image(n).mean() < 0.8 * street.image(s).mean()
         # fog takes contrast from what is far away: the rows just above the road's end
         assert fog.image(f)[40:60].std() < street.image(s)[40:60].std()
 

@@ -1,0 +1,36 @@
+"""How far apart Streets' domains are: the same network trained on the source alone and on the labelled target.
+
+    python experiments/tables/streets_gap.py --seeds 0 1 2
+
+Judged on the test split of the target look. Streets is synthetic: never compare these numbers with a paper's.
+"""
+
+from common import BUYING, Column, Row, markdown, parser, run_missing, write_into_readme
+
+TABLE = "streets_gap"
+ROWS = [
+    Row("source only", ("--config", "configs/source_only.yaml")),
+    Row("target supervised", ("--config", "configs/target_supervised.yaml")),
+    Row("CBDA 5%", ("--config", "configs/cbda_5pct.yaml")),
+    Row("CBDA 20%", ("--config", "configs/cbda_20pct.yaml")),
+    Row("RIPU 5%", ("--config", "configs/ripu_5pct.yaml")),
+    Row("RIPU 20%", ("--config", "configs/ripu_20pct.yaml")),
+]
+COLUMNS = [
+    Column("mIoU", lambda r: 100 * r["test"]["miou"]),
+    Column("worst class", lambda r: min(r["test"]["iou"], key=r["test"]["iou"].get)),
+    Column("its IoU", lambda r: 100 * r["test"]["worst"]),
+    *BUYING,
+]
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    rows = [row for row in ROWS if not arguments.rows or any(part in row.name for part in arguments.rows)]
+    if not arguments.print:
+        run_missing(TABLE, rows, arguments.seeds, arguments.runs)
+    write_into_readme(TABLE, markdown(TABLE, ROWS, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
