@@ -1,8 +1,9 @@
 """Laying recipes over each other before they are parsed.
 
 jsonargparse merges YAML key by key, which leaks the arguments of a class that a later file replaces (Streets' `count`
-into CamVid). Three rules prevent it: one file owns the whole `model:` block and no later file switches its class; a later
-`data:` replaces the whole block; a later `active:` replaces it if it names its class, else it changes single arguments.
+into CamVid). Three rules prevent it: one file owns the whole `model:` block and no later file switches its class; a
+later `data:` replaces the whole block; a later `active:` replaces it if it names its class, else it changes single
+arguments.
 """
 
 from __future__ import annotations

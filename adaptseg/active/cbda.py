@@ -94,7 +94,7 @@ class CBDA(Acquisition):
         super().__init__(oracle=oracle, scratch=scratch, seed=seed)
         self.budget, self.budget_unit = budget, budget_unit
         self.schedule = list(SCHEDULES[schedule]) if isinstance(schedule, str) else schedule
-        self.shares = shares or [1 / len(self.schedule)] * len(self.schedule)
+        self.shares = [1 / len(self.schedule) for _ in self.schedule] if shares is None else shares
         self.score, self.radius = score, radius
         self.mode: Literal["region", "pixel"] = mode
         self.unit, self.selection, self.rounding = unit, selection, rounding
@@ -109,7 +109,7 @@ class CBDA(Acquisition):
         limit = 1.0 if self.budget_unit == "fraction" else math.inf
         problems = {
             f"active.budget is {self.budget}; a {self.budget_unit} in (0, {limit:g}] is expected": (
-                not 0 < self.budget <= limit
+                not 0 < self.budget <= limit or math.isinf(self.budget)
             ),
             f"active.schedule is {self.schedule}; ascending fractions of max_steps inside (0, 1) are expected": (
                 not self.schedule
@@ -118,7 +118,7 @@ class CBDA(Acquisition):
             ),
             f"active.shares is {self.shares}; {len(self.schedule)} positive shares that sum to 1 are expected": (
                 len(self.shares) != len(self.schedule)
-                or min(self.shares) <= 0
+                or min(self.shares, default=0) <= 0
                 or not math.isclose(sum(self.shares), 1, abs_tol=1e-6)
             ),
             f"active.radius is {self.radius}; 0 or more pixels are expected": self.radius < 0,
@@ -200,8 +200,9 @@ class CBDA(Acquisition):
     def _count_per_image(self, key: str, budget: float) -> int:
         if self.rounding == "ceil":
             return math.ceil(budget * self.shares[self.round] / self.side**2)
-        spent = self.store.spent_on(key, self.round)
-        return balancing.round_budget(round(budget), self.round + 1, self.shares, spent) // self.side**2
+        # Rounded down: an image's budget is no whole number, and half a pixel up in each would exceed the total.
+        due = math.floor(budget * math.fsum(self.shares[: self.round + 1]) + 1e-6)
+        return max(0, due - self.store.spent_on(key, self.round)) // self.side**2
 
     def _picks_over_pool(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, Tensor]]:
         pixels, images = self._pool_totals()

@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -105,7 +106,9 @@ def _grid(titles: list[str], rows: list[list[Picture]]) -> Figure:
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, pictures in zip(axes, rows, strict=True):
         for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture, cmap="magma", interpolation="nearest")
+            # Class weights spread scores over decades; the power keeps those of saturated classes visible.
+            norm = PowerNorm(0.3) if picture.ndim == 2 else None
+            axis.imshow(picture, cmap="magma", norm=norm, interpolation="nearest")
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)

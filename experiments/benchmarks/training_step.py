@@ -3,8 +3,8 @@
     python experiments/benchmarks/training_step.py [--recipe configs/cbda_20pct.yaml] [--steps 30]
 
 Bare = forward, up-sampled cross-entropy, backward of the same network on the same source and target batches. Step =
-the whole of `fit` per step: loading excluded (batches are prepared), optimiser, schedule, logging and hooks included. Ratios
-are medians over steps of one run, the variants taking turns.
+the whole of `fit` per step: loading excluded (batches are prepared), optimiser, schedule, logging and hooks included.
+Ratios are medians over steps of one run, the variants taking turns.
 """
 
 from __future__ import annotations

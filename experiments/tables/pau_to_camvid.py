@@ -3,7 +3,7 @@
     python experiments/tables/pau_to_camvid.py --root DRIVING --weights mobilenet_v2.pth --seeds 0 1
 
 DRIVING holds pau/, camvid/ and classes.json. Units are equal across rows: regions of 3x3 (k = 1), pool grid = training
-size, and one row that buys pixels. Settings were chosen on Streets' val split, not here. Judged on CamVid's val split (by
+size, and one row that buys pixels. Settings were chosen on Streets, not here. Judged on CamVid's val split (by
 day, a video that shares its sequence with training frames) and on its dusk test split; nothing is tuned on either.
 """
 

@@ -79,7 +79,7 @@ def test_a_pickle_carries_no_pictures():
     before = len(pickle.dumps(scenes))
     for key in scenes.keys:
         scenes.image(key)
-    assert len(pickle.dumps(scenes)) == before < 5_000
+    assert len(pickle.dumps(scenes)) == before
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -94,7 +94,8 @@ def test_splits_seeds_and_domains_differ():
     size = (64, 128)
     whole = {s: Streets("street", s, size=size) for s in ("train", "val", "test")}
     assert [len(s.keys) for s in whole.values()] == [400, 60, 120]
-    indices = [set(Streets("street", s, count=n)._index.values()) for s, n in (("train", 10_000), ("val", 2_000), ("test", 4_000))]
+    largest = (("train", 10_000), ("val", 2_000), ("test", 4_000))
+    indices = [set(Streets("street", split, count=n)._index.values()) for split, n in largest]
     assert len(set.union(*indices)) == sum(map(len, indices))
     firsts = [digest(s, s.keys[0]) for s in whole.values()]
     other_seed = Streets("street", "train", size=size, seed=1)

@@ -207,11 +207,11 @@ def traffic_light(canvas: Canvas, x: float, z: float) -> None:
         heads.append((reach, 4.7))
     pole.fill(steel, board.box(-0.08, 0, 0.08, height))
     for dx, foot in heads:
-        pen.fill(housing, board.box(dx - 0.24, foot, dx + 0.24, foot + 1.15))
+        pen.fill(housing, board.box(dx - 0.28, foot, dx + 0.28, foot + 1.25))
         for lens_row in range(3):
             on = lens_row == (2 if lens.role == "signal_red" else 0)
-            centre = foot + 0.22 + 0.36 * lens_row
-            pen.fill(lens, board.disc(dx, centre, 0.14), 1.0 if on else 0.3)
+            centre = foot + 0.24 + 0.385 * lens_row
+            pen.fill(lens, board.disc(dx, centre, 0.165), 1.0 if on else 0.3)
 
 
 def traffic_sign(canvas: Canvas, x: float, z: float) -> None:

@@ -1,0 +1,108 @@
+"""Every recipe and every overlay on every recipe parses; every recipe fits, validates, tests, predicts and resumes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny_flags
+
+from adaptseg.cli import main
+from adaptseg.lightning_cli import AdaptSegCLI
+from adaptseg.recipes import fill_root, load_recipe, merge_recipes
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted([*(CONFIGS / "active").glob("*.yaml"), *(CONFIGS / "data").glob("*.yaml")])
+
+
+class ParseOnly(AdaptSegCLI):
+    """Stops once the arguments are parsed: nothing is built, no data set needs to exist."""
+
+    def before_instantiate_classes(self) -> None:
+        self.finished = True
+
+
+def parse(*paths: Path) -> Any:
+    merged = fill_root(merge_recipes([(path.name, load_recipe(path)) for path in paths]), "/data")
+    cli = ParseOnly(argparse.Namespace(), paths, ["fit", "--config", yaml.safe_dump(merged)])
+    return cli.config.fit
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    from adaptseg.lightning_cli import _quiet
+
+    _quiet("fit")
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    monkeypatch.setattr(ParseOnly, "folder", Path("nowhere"), raising=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_owns_model_and_data(recipe: Path):
+    keys = load_recipe(recipe)
+    assert {"model", "data", "trainer"} <= set(keys) <= {"model", "data", "trainer", "active"}
+    assert "class_path" in keys["model"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_overlay_sets_its_own_block_only(overlay: Path):
+    assert set(load_recipe(overlay)) == {overlay.parent.name}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_overlay_parses_on_every_recipe(recipe: Path):
+    alone = parse(recipe)
+    assert alone.model.class_path.endswith("Supervised")
+    for overlay in OVERLAYS:
+        block = overlay.parent.name
+        laid = parse(recipe, overlay)
+        given = load_recipe(overlay)[block]["init_args"]
+        for name, value in given.items():
+            if not isinstance(value, dict):
+                parsed = getattr(laid[block].init_args, name)
+                parsed = list(parsed) if isinstance(parsed, tuple) else parsed
+                assert parsed == value, f"{overlay.name} on {recipe.name}: {name}"
+        assert laid.model == alone.model
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_budget_in_the_name_is_the_budget_inside(recipe: Path):
+    named = re.search(r"(\d+)pct", recipe.stem)
+    active = load_recipe(recipe).get("active")
+    assert (active is None) == (named is None)
+    if named and active:
+        assert active["init_args"]["budget"] == int(named[1]) / 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_fits_and_is_judged(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--config", str(recipe), *_shrunk(recipe), "--runs", str(tmp_path)]
+    assert main(["fit", *flags]) == 0, capsys.readouterr().err
+    assert "finished" in capsys.readouterr().out
+    run = tmp_path / recipe.stem / "seed0"
+    for verb in ("validate", "test", "predict"):
+        assert main([verb, *flags]) == 0, capsys.readouterr().err
+    assert (run / "val.json").exists()
+    assert (run / "test.json").exists()
+    assert len(list((run / "predictions").glob("*.png"))) == 4
+    before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert main(["fit", *flags]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def _shrunk(recipe: Path) -> list[str]:
+    """The flags that shrink a recipe, less those of domains that it does not have."""
+    data = load_recipe(recipe)["data"]["init_args"]
+    flags = tiny_flags()
+    absent = [name for name in ("source", "target") if data.get(name) is None]
+    pairs = [flags[i : i + 2] for i in range(0, len(flags), 2)]
+    return [word for pair in pairs if not any(pair[0].startswith(f"--data.{name}.") for name in absent) for word in pair]
