@@ -13,10 +13,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from adaptseg import storage
 
 
+HEADER = "step,metric,value\n"
+
+
 class CsvLogger(Logger):
     """Appends rows `step,metric,value` to <folder>/metrics.csv. (Lightning's own logger deletes the file on a resume.)
 
-    A resume goes back to the step of its checkpoint: `rewind` drops the rows that will be written again.
+    Lightning numbers a row by the last update's index, so `train/` and `val/` rows of step k belong to update k + 1;
+    `round/` rows carry the number of updates done. A resume goes back to the step of its checkpoint: `rewind` drops the
+    rows that will be written again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,12 +42,11 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        is_new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            if is_new:
-                writer.writerow(("step", "metric", "value"))
+            if file.tell() == 0:
+                file.write(HEADER)
             writer.writerows((step, name, repr(float(value))) for name, value in metrics.items() if name != "epoch")
 
     @rank_zero_only
@@ -54,6 +58,13 @@ class CsvLogger(Logger):
         """Drop what was logged after `step` optimiser steps: the interrupted run was ahead of its checkpoint."""
         if not self.path.exists():
             return
-        header, *lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if line.count(",") >= 2 and int(line.split(",", 1)[0]) <= step]
-        storage.atomic_write(self.path, "\n".join([header, *kept]) + "\n")
+        rows = self.path.read_text().splitlines(keepends=True)[1:]
+        storage.atomic_write(self.path, HEADER + "".join(row for row in rows if _is_due(row, step)))
+
+
+def _is_due(row: str, step: int) -> bool:
+    """Whether a row was written within the first `step` updates; False for a last row torn by a kill."""
+    if not row.endswith("\n"):
+        return False
+    number, metric = row.split(",")[:2]
+    return int(number) < step or (int(number) == step and metric.startswith("round/"))

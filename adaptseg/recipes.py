@@ -3,7 +3,7 @@
 jsonargparse merges YAML key by key, which leaks the arguments of a class that a later file replaces (Streets' `count`
 into CamVid). Three rules prevent it: one file owns the whole `model:` block and no later file switches its class; a
 later `data:` replaces the whole block; a later `active:` replaces it if it names its class, else it changes single
-arguments.
+arguments. Below them (a network, say), naming another class replaces that block too.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def merge_recipes(recipes: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, An
 
 
 def _switches_class(earlier: Any, later: Any) -> bool:
-    if not isinstance(earlier, dict) or not isinstance(later, dict) or "class_path" not in earlier:
-        return False
-    return later.get("class_path", earlier["class_path"]) != earlier["class_path"]
+    return (
+        isinstance(earlier, dict)
+        and isinstance(later, dict)
+        and "class_path" in earlier
+        and later.get("class_path", earlier["class_path"]) != earlier["class_path"]
+    )
 
 
 def _merge(earlier: Any, later: Any) -> Any:
-    if not isinstance(earlier, dict) or not isinstance(later, dict):
+    if not isinstance(earlier, dict) or not isinstance(later, dict) or _switches_class(earlier, later):
         return later
     return {**earlier, **{key: _merge(earlier.get(key), value) for key, value in later.items()}}
 

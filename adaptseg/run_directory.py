@@ -49,6 +49,10 @@ def set_aside(folder: Path) -> Path | None:
         return None
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     place = folder.with_name(f"{folder.name}.{stamp}")
+    number = 1
+    while place.exists():  # two within a second
+        number += 1
+        place = folder.with_name(f"{folder.name}.{stamp}-{number}")
     folder.rename(place)
     return place
 

@@ -105,4 +105,6 @@ def _shrunk(recipe: Path) -> list[str]:
     flags = tiny_flags()
     absent = [name for name in ("source", "target") if data.get(name) is None]
     pairs = [flags[i : i + 2] for i in range(0, len(flags), 2)]
-    return [word for pair in pairs if not any(pair[0].startswith(f"--data.{name}.") for name in absent) for word in pair]
+    return [
+        word for pair in pairs if not any(pair[0].startswith(f"--data.{name}.") for name in absent) for word in pair
+    ]

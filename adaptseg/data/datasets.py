@@ -121,8 +121,14 @@ class EvaluationDataset(Dataset):
 def collate_pair(items: list[tuple[LabelledItem | None, TargetItem | None]]) -> Batch:
     """Stack the items of one micro-batch."""
     sources, targets = zip(*items, strict=True)
-    target = None if targets[0] is None else Target(*_stack(targets, "data.target_size or data.crop"))
+    target = None if targets[0] is None else collate_target(list(targets))
     return Batch(collate_labelled(list(sources)) if sources[0] is not None else None, target)
+
+
+def collate_target(items: list[TargetItem]) -> Target:
+    """Stack target items."""
+    keys, image, trusted, bought = _stack(items, "data.target_size or data.crop")
+    return Target(keys, image, trusted, bought, int((bought != VOID).sum()))
 
 
 def collate_labelled(items: list[LabelledItem]) -> Labelled:

@@ -76,9 +76,13 @@ class DomainPair(LightningDataModule):
         super().__init__()
         if target is None and source is None:
             raise AdaptSegError("data: neither source nor target is given; give at least one of them")
-        for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("tick", tick or 1, 1)):
-            if number < least:
+        for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("tick", tick, 1)):
+            if number is not None and number < least:
                 raise AdaptSegError(f"data.{name} is {number}; {least} or more is allowed")
+        sizes = {"source_size": source_size, "target_size": target_size, "pool_size": pool_size, "crop": crop}
+        for name, size in sizes.items():
+            if size is not None and not isinstance(size, str) and min(size) < 1:
+                raise AdaptSegError(f"data.{name} is {list(size)}; (height, width) of 1 or more is allowed")
         self.source, self.target, self.val, self.test, self.predict = source, target, val, test, predict
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.pool_size, self.tick_steps, self.with_instances = pool_size, tick, with_instances

@@ -63,10 +63,20 @@ class Method(LightningModule):
         self.class_table, self.optimization, self.inference = class_table, optimization, inference
         self.seed = seed
         if init_from is not None:
-            self.student.load_state_dict(networks.load(init_from, "student", class_table=class_table).state_dict())
+            self._start_from(init_from)
         self.metrics = SegmentationMetrics(class_table)
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.window_keys: list[tuple[int, list[str]]] = []
+
+    def _start_from(self, init_from: str) -> None:
+        weights = networks.load(init_from, "student", class_table=self.class_table).state_dict()
+        try:
+            self.student.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AdaptSegError(
+                f"model.init_from {init_from} holds another network than model.network makes: {reason}"
+            ) from error
 
     # ---- to be written by a method
 
@@ -97,6 +107,8 @@ class Method(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Lightning 2.6 counts one step too many for loggers after each resume from the end of an epoch.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         # One number per (seed, micro-batch, rank); 2**20 ranks are more than anyone has.
         micro_batch = self.global_step * self.trainer.accumulate_grad_batches
         micro_batch += batch_idx % self.trainer.accumulate_grad_batches
@@ -111,14 +123,18 @@ class Method(LightningModule):
         return result.loss
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Remember the first non-finite loss on the device; look at it only as often as the log is written."""
+        """Remember the first non-finite loss on the device; look at it as often as the log is written, and at the end of
+        each tick, before anything is bought or saved.
+        """
         first = self.first_bad_step
         assert isinstance(first, Tensor)
         is_first = ~torch.isfinite(loss) & (first < 0)
         self.first_bad_step = torch.where(is_first, torch.full_like(first, self.global_step), first)
         keys = [key for domain in batch if domain is not None for key in domain.keys]
         self.window_keys.append((self.global_step, keys))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
+        # 0 = no log; then as often as Lightning logs by default.
+        every = self.trainer.log_every_n_steps or 50  # pyright: ignore[reportAttributeAccessIssue]
+        if (self.global_step + 1) % every and not self.trainer.is_last_batch:
             return
         bad = int(self.first_bad_step)
         if bad >= 0:
@@ -141,7 +157,10 @@ class Method(LightningModule):
             AdaptSegError: draws > 1, which needs a source of randomness that this method does not have.
         """
         if draws != 1 or generator is not None:
-            raise AdaptSegError(f"{type(self).__name__} predicts without randomness; draws must be 1, {draws} given")
+            raise AdaptSegError(
+                f"{type(self).__name__} predicts without randomness; one draw without a generator is possible, "
+                f"{draws} {'without a' if generator is None else 'with a'} generator asked for"
+            )
         return networks.predict_probabilities(self.student, images, size=size, inference=self.inference)[None]
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:

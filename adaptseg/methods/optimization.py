@@ -43,6 +43,8 @@ class Optimization:
     poly_horizon: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.name not in ("sgd", "adamw"):
+            raise AdaptSegError(f"model.optimization.name is '{self.name}'; 'sgd' or 'adamw' is expected")
         if self.lr <= 0:
             raise AdaptSegError(f"model.optimization.lr is {self.lr}; a positive number is expected")
         if self.poly_horizon < 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptseg.classes import ClassTable
-from adaptseg.data.batch import Batch
+from adaptseg.data.batch import Batch, Target
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pixel import cross_entropy
 from adaptseg.losses.reduce import global_mean
@@ -95,6 +95,11 @@ class Supervised(Method):
             losses["target"] = global_mean(total, count, minimum=self.least_bought)
             if self.negative_weight:
                 losses["negative"] = global_mean(*negative_learning(logits.softmax(1), self.negative_threshold))
+        if not losses:
+            raise AdaptSegError(
+                "nothing to learn from: there is no data.source, and target_weight and negative_weight are 0; "
+                "give a source or a weight"
+            )
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return StepResult(loss, losses)
 

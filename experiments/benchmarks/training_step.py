@@ -36,7 +36,9 @@ def prepared_batches(size: int, count: int) -> list[Batch]:
     for batch in batches:
         labels = batch.source.labels
         bought = torch.where(torch.rand(labels.shape) < 0.1, labels, torch.full_like(labels, 255))
-        result.append(Batch(batch.source, Target(batch.target.keys, batch.target.image, batch.target.trusted, bought)))
+        target = batch.target
+        count = int((bought != 255).sum())
+        result.append(Batch(batch.source, Target(target.keys, target.image, target.trusted, bought, count)))
     return result
 
 

@@ -71,7 +71,7 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             "table": table,
             "row": row.name,
             "seed": seed,
-            "flags": row.flags,
+            "flags": [_without_folder(flag) for flag in row.flags],
             "steps": fit["steps"],
             "seconds": fit["seconds"],
             "commit": environment["git"]["commit"],
@@ -83,6 +83,12 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
         path = result_path(table, row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _without_folder(flag: str) -> str:
+    """A flag without the place of a file on this machine."""
+    name, equals, value = flag.partition("=")
+    return f"{name}={Path(value).name}" if equals and value.startswith("/") else flag
 
 
 def _run_folder(runs: Path, row: Row, name: str) -> Path:

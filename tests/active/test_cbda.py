@@ -83,7 +83,9 @@ def assert_best_of_pool(bought: Bought, acquisition: CBDA, *, module: LightningM
     for number, masks in enumerate(bought, 1):
         share = number / rounds if acquisition.class_target == "cumulative" else 1
         weights = naive_weights(
-            [pool.labels(key)[before[key]] for key in pool.keys], share * budget / TABLE.num_classes, acquisition.epsilon
+            [pool.labels(key)[before[key]] for key in pool.keys],
+            share * budget / TABLE.num_classes,
+            acquisition.epsilon,
         )
         if not acquisition.balance:
             weights = np.ones_like(weights)
@@ -331,7 +333,9 @@ def test_image_selection_exact_never_exceeds_an_images_budget(tmp_path: Path, bu
 
 
 def test_shares_split_the_budget(tmp_path: Path):
-    acquisition = CBDA(budget=1000, budget_unit="pixels", unit="pixel", schedule=[0.2, 0.4, 0.6], shares=[0.5, 0.2, 0.3])
+    acquisition = CBDA(
+        budget=1000, budget_unit="pixels", unit="pixel", schedule=[0.2, 0.4, 0.6], shares=[0.5, 0.2, 0.3]
+    )
     assert [total(masks) for masks in campaign(acquisition, tmp_path)] == [500, 200, 300]
 
 
@@ -393,7 +397,12 @@ def test_suppression_holds_within_and_between_rounds(
     tmp_path: Path, unit: Any, radius: int, suppress: int, selection: Any
 ):
     acquisition = CBDA(
-        budget=0.15 if radius == 2 else 0.04, unit=unit, radius=radius, suppress_radius=suppress, selection=selection, schedule=[0.2, 0.4]
+        budget=0.15 if radius == 2 else 0.04,
+        unit=unit,
+        radius=radius,
+        suppress_radius=suppress,
+        selection=selection,
+        schedule=[0.2, 0.4],
     )
     first, second = campaign(acquisition, tmp_path)
     half = radius if unit == "region" else 0
