@@ -90,11 +90,7 @@ class Supervised(Method):
             if self.consistency_weight:
                 losses["consistency"] = global_mean(*boundary_consistency(logits.softmax(1), batch.source.labels))
         if batch.target is not None and (self.target_weight or self.negative_weight):
-            logits = self._logits(batch.target.image)
-            total, count = cross_entropy(logits, batch.target.bought)
-            losses["target"] = global_mean(total, count, minimum=self.least_bought)
-            if self.negative_weight:
-                losses["negative"] = global_mean(*negative_learning(logits.softmax(1), self.negative_threshold))
+            losses |= self._target_losses(batch.target, alone=batch.source is None)
         if not losses:
             raise AdaptSegError(
                 "nothing to learn from: there is no data.source, and target_weight and negative_weight are 0; "
@@ -102,6 +98,17 @@ class Supervised(Method):
             )
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return StepResult(loss, losses)
+
+    def _target_losses(self, target: Target, *, alone: bool) -> dict[str, Tensor]:
+        if not (alone or self.negative_weight or target.bought_pixels):
+            # No pass without labels, as in the release; but every rank takes part in the mean, others may have some.
+            nothing = torch.zeros((), device=target.image.device)
+            return {"target": global_mean(nothing, nothing.long(), minimum=self.least_bought)}
+        logits = self._logits(target.image)
+        losses = {"target": global_mean(*cross_entropy(logits, target.bought), minimum=self.least_bought)}
+        if self.negative_weight:
+            losses["negative"] = global_mean(*negative_learning(logits.softmax(1), self.negative_threshold))
+        return losses
 
     def _logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) float32 at the size of the images."""
