@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 
 from adaptseg import __version__
@@ -52,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         run(arguments[0], arguments[1:])
-    except AdaptSegError as error:
-        if not _is_root_cause(error):
-            traceback.print_exc()
+    except Exception as error:
+        ours = _of_ours(error)
+        if ours is None:
+            raise
         # An error raised in a loader process carries that process's traceback; its last line is the message.
-        return _fail(str(error).strip().splitlines()[-1].removeprefix(f"{_name(AdaptSegError)}: "))
+        return _fail(str(ours).strip().splitlines()[-1].removeprefix(f"{AdaptSegError.__module__}.AdaptSegError: "))
     return 0
 
 
@@ -65,13 +65,11 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _is_root_cause(error: AdaptSegError) -> bool:
-    """Whether the error itself was raised by us, rather than while another bug of ours was handled."""
-    return error.__context__ is None or error.__suppress_context__ or error.__cause__ is not None
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _of_ours(error: BaseException | None) -> AdaptSegError | None:
+    """The outermost error of ours in a chain: while jsonargparse builds an object it wraps errors in its own."""
+    while error is not None and not isinstance(error, AdaptSegError):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,12 +76,24 @@ def _own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespac
     return parser.parse_known_args(arguments)
 
 
+_KEY = re.compile(r'Parser key "([^"]+)":\s*')
+
+
 class _Parser(LightningArgumentParser):
     """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise AdaptSegError(" ".join(lines)) from ex
+        # Where several types were tried, each has a line "- why not"; what was given follows, at length.
+        reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+        outer = _KEY.match(message)
+        text = (outer[0] if outer and reasons else "") + ("; ".join(reasons) or " ".join(lines))
+        keys: list[str] = []
+        while key := _KEY.match(text):  # one per level of the config: joined with dots, they are the key to change
+            keys.append(key[1])
+            text = text[key.end() :]
+        text = text.replace("typing.Literal", "one of ")
+        raise AdaptSegError(f"{'.'.join(keys)}: {text}" if keys else text) from ex
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,7 +19,16 @@ from adaptseg.errors import AdaptSegError
 LOOKS = ("game", "street", "fog", "night")
 
 # sha256 over image, labels and instances. A change re-runs every table made on Streets: do not update it lightly.
-FROZEN = {}
+FROZEN = {
+    ("game", "train", 0): "93b49d749d06696ee480a5f315e1d2c696dc2c1d42d8144f7252102710603ca3",
+    ("game", "train", 77): "b352b2c977430eb5e55cb8185728176bc3162a0e15df105bfd6fd1eec3f8db55",
+    ("game", "val", 3): "6144b9a1c6c13802d0f3631313ff8ab9a0c130d1b55f3b3c4c9778d6eb8fd22e",
+    ("street", "train", 0): "a1fa809d3aa5c073b10441df4029ae5a7525040041d739a44705688d88ffe18d",
+    ("street", "val", 41): "43a3dabe6852f2c1edc2e3ebaf5a5281d09d30c0f9fb0348947a764651763937",
+    ("street", "test", 119): "fac7d877681a362d5df5c8dc8a0a72ccc4ded991ec6fca1d3235152f2b8b6b0f",
+    ("fog", "train", 12): "cd5a20f30a9b54d77c0753935fd50fd6df09a8185b27d6642867988b6ad05ed0",
+    ("night", "test", 5): "84f1af4a28d0b388a1db0544c19cb0d841374a7910c330073c81a0a3f2f01e7f",
+}
 
 
 def digest(scenes: Scenes, key: str) -> str:
@@ -52,17 +59,6 @@ def test_a_scene_is_pure(look):
     assert [digest(copied, key) for key in copied.keys] == bits
     uncached = Streets(look, "train", count=9, size=(64, 96), cache=False)
     assert [digest(uncached, key) for key in uncached.keys[:4]] == bits  # nor does the number of scenes
-
-
-def test_another_process_draws_the_same_bits():
-    scenes = Streets("night", "val", count=1, size=(48, 64))
-    program = (
-        "import hashlib; from adaptseg.data.streets import Streets; "
-        "s = Streets('night', 'val', count=1, size=(48, 64)); k = s.keys[0]; "
-        "print(hashlib.sha256(s.image(k).tobytes() + s.labels(k).tobytes() + s.instances(k).tobytes()).hexdigest())"
-    )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == digest(scenes, scenes.keys[0])
 
 
 def test_the_caller_cannot_spoil_the_cache():
@@ -106,13 +102,16 @@ def test_splits_seeds_and_domains_differ():
 
 
 def test_weather_changes_the_picture_and_not_the_street():
-    street, fog, night = (Streets(look, "test", count=2) for look in ("street", "fog", "night"))
+    street, fog, night = (Streets(look, "test", count=8) for look in ("street", "fog", "night"))
+    contrast, brightness = np.zeros(2), np.zeros(2)
     for s, f, n in zip(street.keys, fog.keys, night.keys, strict=True):
         np.testing.assert_array_equal(street.labels(s), fog.labels(f))
         np.testing.assert_array_equal(street.instances(s), night.instances(n))
-        assert night.image(n).mean() < 0.8 * street.image(s).mean()
-        # fog takes contrast from what is far away: the rows just above the road's end
-        assert fog.image(f)[40:60].std() < street.image(s)[40:60].std()
+        far = [scenes.image(key)[40:60].astype(float) for scenes, key in ((street, s), (fog, f))]
+        contrast += [rows.std() / rows.mean() for rows in far]
+        brightness += [street.image(s).mean(), night.image(n).mean()]
+    assert contrast[1] < 0.7 * contrast[0]
+    assert brightness[1] < 0.65 * brightness[0]
 
 
 @pytest.mark.parametrize("look", LOOKS)

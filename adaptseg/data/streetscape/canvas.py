@@ -12,12 +12,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
 
 from adaptseg.classes import STREETS, VOID
+from adaptseg.data.streetscape.raster import Points, fill_polygons
 
 Color = tuple[int, int, int]
-Points = Sequence[tuple[float, float]]
 _T = TypeVar("_T")
 
 OVERSAMPLING = 2
@@ -25,7 +24,7 @@ OVERSAMPLING = 2
 
 TRAIN_ID: dict[str, int] = {**{name: i for i, name in enumerate(STREETS.names)}, "void": VOID}
 
-# A regular 12-gon of radius 1: pillow's own ellipses have changed between versions, its polygons have not.
+# A regular 12-gon of radius 1: round enough at this size.
 _H = 0.8660254037844386
 CIRCLE: Points = (
     *((1.0, 0.0), (_H, 0.5), (0.5, _H), (0.0, 1.0), (-0.5, _H), (-_H, 0.5)),
@@ -127,13 +126,13 @@ class Light(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A finished canvas: surface numbers (h, w) int32, shadow mask (h, w) uint8 (0 or 255), one table row per surface.
+    """A finished canvas: surface numbers (h, w) int32, shadow mask (h, w) bool, one table row per surface.
 
     Inverse depth (1/m) of a pixel = base + slope * column + drop * |row - horizon| in canvas pixels: exact for planes.
     """
 
     surfaces: npt.NDArray[np.int32]
-    shadow: npt.NDArray[np.uint8]
+    shadow: npt.NDArray[np.bool_]
     train_ids: npt.NDArray[np.uint8]
     instances: npt.NDArray[np.int32]
     colors: npt.NDArray[np.uint8]
@@ -160,10 +159,8 @@ class Canvas:
     def __init__(self, camera: Camera, palette: Mapping[str, Role], dice: Dice) -> None:
         self.camera, self.palette, self.dice = camera, palette, dice
         self.lights: list[Light] = []
-        self._picture = Image.new("I", (camera.width, camera.height), 0)
-        self._pencil = ImageDraw.Draw(self._picture)
-        self._shadow = Image.new("L", (camera.width, camera.height), 0)
-        self._shadow_pencil = ImageDraw.Draw(self._shadow)
+        self._shapes: list[tuple[int, Points]] = []
+        self._shadows: list[tuple[int, Points]] = []
         self._rows: list[tuple[int, int, Color, str, Plane]] = []
         self._instances = 0
 
@@ -182,8 +179,7 @@ class Canvas:
         return len(self._rows) - 1
 
     def fill(self, surface: int, points: Points) -> None:
-        # Whole pixels: pillow truncates anyway, and so no later version can round differently.
-        self._pencil.polygon([int(v) for point in points for v in point], fill=surface)
+        self._shapes.append((surface, points))
 
     def sees(self, x: float, z: float, reach: float) -> bool:
         """Whether anything within `reach` metres to the left or right of (X = x, Z = z) can be in the picture."""
@@ -192,7 +188,7 @@ class Canvas:
 
     def cast(self, points: Points) -> None:
         """Lay a shadow on the ground; whatever stands on the ground hides it."""
-        self._shadow_pencil.polygon([int(v) for point in points for v in point], fill=255)
+        self._shadows.append((1, points))
 
     def thing(self, name: str, depth: float) -> Pen:
         """A pen for a new object of a thing class, standing upright at `depth` (m)."""
@@ -223,8 +219,8 @@ class Canvas:
         train_ids, instances, colors, roles, planes = zip(*self._rows, strict=True)
         materials = [self.palette[role] for role in roles]
         return Drawing(
-            np.array(self._picture, np.int32),
-            np.array(self._shadow),
+            fill_polygons(self.camera.height, self.camera.width, self._shapes),
+            fill_polygons(self.camera.height, self.camera.width, self._shadows) > 0,
             np.array(train_ids, np.uint8),
             np.array(instances, np.int32),
             np.array(colors, np.uint8),

@@ -209,7 +209,7 @@ def render(drawing: Drawing, look: str, *entropy: int) -> npt.NDArray[np.uint8]:
         picture += np.take(amplitude, sampled) * field[y : y + height, x : x + width]
 
     shade = np.float32(dice.between(*weather.shadow))
-    covered = drawing.ground[sampled] & (drawing.shadow[1::OVERSAMPLING, 1::OVERSAMPLING] > 0)
+    covered = drawing.ground[sampled] & drawing.shadow[1::OVERSAMPLING, 1::OVERSAMPLING]
     light = np.where(covered, shade, np.float32(1))
     darkest, brightest = weather.ambient
     share = dice.unit()
