@@ -88,12 +88,7 @@ class _Parser(LightningArgumentParser):
         reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
         outer = _KEY.match(message)
         text = (outer[0] if outer and reasons else "") + ("; ".join(reasons) or " ".join(lines))
-        keys: list[str] = []
-        while key := _KEY.match(text):  # one per level of the config: joined with dots, they are the key to change
-            keys.append(key[1])
-            text = text[key.end() :]
-        text = text.replace("typing.Literal", "one of ")
-        raise AdaptSegError(f"{'.'.join(keys)}: {text}" if keys else text) from ex
+        raise AdaptSegError(_KEY.sub(r"\1: ", text).replace("typing.Literal", "one of ")) from ex
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):

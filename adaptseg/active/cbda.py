@@ -180,7 +180,8 @@ class CBDA(Acquisition):
             return bits
         spacing = self.suppress_radius + 1  # of an independent set: at most one candidate in such a square
         candidates = sum(math.ceil(h / spacing) * math.ceil(w / spacing) for h, w in sizes.values())
-        return bits + (4 * pixels if self.suppress_radius == 0 else 8 * candidates)
+        dense = self.suppress_radius == 0 and self.max_share_per_image == 1
+        return bits + (4 * pixels if dense else 8 * candidates)
 
     # ---- one round
 

@@ -24,24 +24,28 @@ WIDTHS = (5, 7, 12, 8, 10, 7, 6, 14, 6)
 class Report(Callback):
     """Prints tables, writes `rounds.csv` after each round and `result.json` at the end of a fit.
 
-    State: seconds spent in fit so far and whether the header row was printed by this process (not saved).
+    State: seconds spent in fit so far, and the result once the last step is done. `result.json` appears only after the
+    checkpoint of the last step, so that it marks a finished run; a kill between the two is mended by the next `fit`.
     """
 
     def __init__(self) -> None:
         self.seconds_before = 0.0
+        self.result: dict[str, Any] | None = None
         self._printed_rows = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds()}
+        return {"seconds": self._seconds(), "result": self.result}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds_before = state_dict["seconds"]
+        self.seconds_before, self.result = state_dict["seconds"], state_dict["result"]
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._began
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.monotonic()
+        if self.result is not None:  # nothing is left to train, so `on_train_end` will not come
+            self._write_result(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -53,6 +57,13 @@ class Report(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         acquisition = _acquisition(trainer)
+        if trainer.global_step >= trainer.max_steps:
+            self.result = {
+                "steps": trainer.global_step,
+                "seconds": round(self._seconds(), 1),
+                "rounds": list(acquisition.history) if acquisition else [],
+                "val": _scores(trainer, "val") if final_scores(trainer) else None,
+            }
         if acquisition is None or len(acquisition.history) == self._printed_rows:
             return
         self._print_rows(trainer, acquisition.history)
@@ -73,24 +84,19 @@ class Report(Callback):
             self._printed_rows += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
-            return
+        if self.result is None:
+            return  # stopped before the last step
         acquisition = _acquisition(trainer)
-        history = list(acquisition.history) if acquisition else []
-        scores = final_scores(trainer)
-        if acquisition and history:
-            end = {**history[-1], **scores, "round": "end", "step": trainer.global_step}
+        if acquisition and acquisition.history:
+            history = acquisition.history
+            end = {**history[-1], **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [*history, end])
         _print_classes(trainer, "val")
-        storage.atomic_json(
-            Path(trainer.default_root_dir) / "result.json",
-            {
-                "steps": trainer.global_step,
-                "seconds": round(self._seconds(), 1),
-                "rounds": history,
-                "val": _scores(trainer, "val") if scores else None,
-            },
-        )
+        self._write_result(trainer)
+
+    def _write_result(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            storage.atomic_json(Path(trainer.default_root_dir) / "result.json", self.result)
 
 
 def _acquisition(trainer: Trainer) -> Acquisition | None:

@@ -201,7 +201,9 @@ def test_every_scene_appears_once_per_pass() -> None:
 
 def test_source_and_target_are_drawn_apart() -> None:
     served = run(pair(target=Secret("t", 5), **AUGMENTED))
-    assert any([k[1:] for k in b.source.keys] != [k[1:] for k in b.target.keys] for b in served if b.source and b.target)
+    assert any(
+        [k[1:] for k in b.source.keys] != [k[1:] for k in b.target.keys] for b in served if b.source and b.target
+    )
     source, target = (torch.cat([pixels(batch[domain].image)[:, 1:, 0, 0] for batch in served]) for domain in (0, 1))
     assert (source != target).any(1).float().mean() > 0.8  # corners of the crops
 

@@ -21,7 +21,9 @@ def test_passes_seeds_and_streams_are_shuffled_differently() -> None:
     def passes(seed: int, stream: str, epoch: int) -> list[int]:
         return [scene_index(50 * epoch + offset, 50, seed=seed, stream=stream) for offset in range(50)]
 
-    orders = [passes(*arguments) for arguments in ((0, "source", 0), (0, "source", 1), (0, "target", 0), (1, "source", 0))]
+    orders = [
+        passes(*arguments) for arguments in ((0, "source", 0), (0, "source", 1), (0, "target", 0), (1, "source", 0))
+    ]
     for number, order in enumerate(orders):
         assert order != list(range(50))
         for other in orders[number + 1 :]:
@@ -56,7 +58,9 @@ def test_the_stream_of_random_numbers_is_frozen() -> None:
 # ---- the sampler
 
 
-def served(tick: tuple[int, int], *, start: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+def served(
+    tick: tuple[int, int], *, start: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[list[int]]:
     return list(StepSampler(tick, start=start, batch_size=batch_size, rank=rank, world_size=world_size))
 
 

@@ -17,6 +17,10 @@ _MARGIN = 4.0
 """Crossings further out than this beside the picture are moved in: they fill nothing either way."""
 
 
+_BAND = 1 << 18
+"""Pixels painted at once, in whole rows: bounds the memory (about 10 MB) for pictures of any size."""
+
+
 def fill_polygons(height: int, width: int, polygons: Sequence[tuple[int, Points]]) -> npt.NDArray[np.int32]:
     """Paint polygons over each other, later ones on top.
 
@@ -39,7 +43,13 @@ def fill_polygons(height: int, width: int, polygons: Sequence[tuple[int, Points]
     line = line[::2].astype(np.int64)
     seen = first < last
     polygon, row = np.divmod(line[seen], height)
-    top = _topmost(height * width, row * width + first[seen], (last - first)[seen], polygon + 1)
+    starts, lengths = row * width + first[seen], (last - first)[seen]
+    top = np.empty(height * width, np.int32)
+    band = max(_BAND // width, 1) * width
+    for begin in range(0, top.size, band):
+        inside = (starts >= begin) & (starts < begin + band)
+        cells = top[begin : begin + band]
+        cells[:] = _topmost(cells.size, starts[inside] - begin, lengths[inside], polygon[inside] + 1)
     values = np.array([0, *(value for value, _ in polygons)], np.int32)
     return np.take(values, top).reshape(height, width)
 
