@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from adaptseg import storage
 
-
 HEADER = "step,metric,value\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import RECIPE, Outcome, adaptseg, die, finish, fit_flags, start, wait_for
+from forked import RECIPE, adaptseg, die, finish, fit_flags, start, wait_for
 
 RUN = Path("runs") / RECIPE.stem / "seed0"
 SLOW = pytest.mark.slow
@@ -317,3 +318,228 @@ def test_killed_and_started_again(whole: Path, tmp_path: Path, point: Callable[[
     assert again.code == 0, again.err
     assert again.err == ""
     assert_same_run(tmp_path / RUN, whole)
+
+
+def ask_nobody() -> None:
+    """Any question to the oracle fails."""
+    from adaptseg.active import GroundTruth
+
+    def refuse(oracle: Any, key: str, bought: Any) -> Any:
+        raise AssertionError("answers that were bought are asked for again")
+
+    GroundTruth.answer = refuse  # type: ignore[method-assign]
+    without_pictures()
+
+
+def test_answers_that_were_bought_before_a_kill_are_not_bought_again(whole: Path, tmp_path: Path):
+    adaptseg(*fit_flags(), folder=tmp_path, before=after_the_manifest)
+    assert adaptseg(*fit_flags(), folder=tmp_path, before=ask_nobody).code == 0
+    assert_same_run(tmp_path / RUN, whole)
+    assert not (tmp_path / RUN / "labels" / "set_aside").exists()
+
+
+@SLOW
+def test_many_kills_of_one_run(whole: Path, tmp_path: Path):
+    points = (while_metrics_csv_is_made, while_scoring, while_staging_answers, after_the_manifest, inside_a_tick)
+    for point in (*points, before_the_last_checkpoint, before_result_json):
+        assert adaptseg(*fit_flags(), folder=tmp_path, before=point).code == -signal.SIGKILL
+    assert adaptseg(*fit_flags(), folder=tmp_path, before=without_pictures).code == 0
+    assert_same_run(tmp_path / RUN, whole)
+
+
+def test_pictures_and_result_are_made_up_for(tmp_path: Path):
+    """Killed after the last checkpoint: nothing is left to train, the report is."""
+    killed = adaptseg(*fit_flags(), folder=tmp_path, before=before_result_json_with_pictures)
+    assert killed.code == -signal.SIGKILL
+    assert not (tmp_path / RUN / "pictures" / "final.png").exists()
+    again = adaptseg(*fit_flags(), folder=tmp_path)
+    assert (again.code, again.err) == (0, "")
+    assert "finished. Everything lies in" in again.out
+    assert {path.name for path in (tmp_path / RUN / "pictures").iterdir()} == {
+        "round_01.png", "round_02.png", "final.png", "curve.png",
+    }  # fmt: skip
+    assert adaptseg(*fit_flags(), folder=tmp_path).out.strip().endswith("--name NAME starts another")
+
+
+def before_result_json_with_pictures() -> None:
+    from adaptseg.callbacks import panels
+
+    saved = panels._save, panels._grid, panels._curve
+    before_result_json()
+    panels._save, panels._grid, panels._curve = saved
+
+
+def slowly() -> None:
+    """Steps slow enough to be interrupted."""
+    import time
+
+    from adaptseg.methods import Supervised
+
+    original = Supervised.training_step
+
+    def slow(method: Any, batch: Any, index: int) -> Any:
+        (RUN / f"step{method.global_step}").touch()
+        time.sleep(0.3)
+        return original(method, batch, index)
+
+    Supervised.training_step = slow  # type: ignore[method-assign]
+    without_pictures()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
+def test_interrupted_by_a_signal(whole: Path, tmp_path: Path, number: int):
+    process = start(*fit_flags(), folder=tmp_path, before=slowly)
+    wait_for((tmp_path / RUN / "step5").exists, process)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    stopped = finish(process, tmp_path)
+    assert stopped.code != 0
+    assert "Traceback" not in stopped.err
+    again = adaptseg(*fit_flags(), folder=tmp_path, before=without_pictures)
+    assert again.code == 0
+    assert "resuming runs/cbda_20pct/seed0 from" in again.out
+    assert_same_run(tmp_path / RUN, whole)
+
+
+# ---- checkpoints from inside a tick
+
+
+def _save_and_die(step: int) -> None:
+    from adaptseg.callbacks.validation import ValidationTimes
+
+    def save(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == step:
+            trainer.save_checkpoint("inside.ckpt")
+            die()
+
+    ValidationTimes.on_train_batch_end = save  # type: ignore[method-assign]
+    without_pictures()
+
+
+def save_after_step_1() -> None:
+    _save_and_die(1)
+
+
+def save_after_step_2() -> None:
+    _save_and_die(2)
+
+
+def save_after_step_3() -> None:
+    _save_and_die(3)
+
+
+def save_after_step_4() -> None:
+    _save_and_die(4)
+
+
+def save_after_step_7() -> None:
+    _save_and_die(7)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        save_after_step_3,
+        *(
+            pytest.param(p, marks=SLOW)
+            for p in (save_after_step_1, save_after_step_2, save_after_step_4, save_after_step_7)
+        ),
+    ],
+)
+def test_checkpoints_from_inside_a_tick(whole: Path, tmp_path: Path, point: Callable[[], None]):
+    assert adaptseg(*fit_flags(), folder=tmp_path, before=point).code == -signal.SIGKILL
+    again = adaptseg(*fit_flags("--ckpt_path", "inside.ckpt"), folder=tmp_path, before=without_pictures)
+    assert (again.code, again.err) == (0, "")
+    assert_same_run(tmp_path / RUN, whole)
+
+
+@SLOW
+@pytest.mark.parametrize("point", [inside_a_tick, while_staging_answers, save_after_step_3])
+def test_accumulated_gradients(tmp_path: Path, point: Callable[[], None]):
+    flags = fit_flags("--trainer.accumulate_grad_batches", "2")
+    assert adaptseg(*flags, folder=tmp_path / "whole", before=without_pictures).code == 0
+    folder = tmp_path / "killed"
+    assert adaptseg(*flags, folder=folder, before=point).code == -signal.SIGKILL
+    if point is save_after_step_3:
+        flags += ["--ckpt_path", "inside.ckpt"]
+    assert adaptseg(*flags, folder=folder, before=without_pictures).code == 0
+    assert_same_run(folder / RUN, tmp_path / "whole" / RUN)
+
+
+# ---- what the command says about earlier runs
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A working directory that holds a finished run."""
+    shutil.copytree(whole, tmp_path / RUN)
+    return tmp_path
+
+
+def test_a_finished_run_says_so_and_touches_nothing(finished: Path):
+    def times() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in (finished / RUN).rglob("*")}
+
+    before = times()
+    again = adaptseg(*fit_flags(), folder=finished)
+    assert (again.code, again.err) == (0, "")
+    assert again.out == (
+        f"{RUN} is finished (result.json): nothing to do. --fresh starts over, --name NAME starts another\n"
+    )
+    assert times() == before
+
+
+def test_fresh_renames_and_starts_over(finished: Path, whole: Path):
+    (finished / RUN / "mine.txt").write_text("keep me")
+    again = adaptseg(*fit_flags("--fresh"), folder=finished, before=without_pictures)
+    assert (again.code, again.err) == (0, "")
+    (aside,) = (finished / RUN).parent.glob("seed0.*")
+    assert (aside / "mine.txt").read_text() == "keep me"
+    assert (aside / "result.json").is_file()
+    assert f"--fresh: the earlier run is now {aside.relative_to(finished)}" in again.out
+    assert_same_run(finished / RUN, whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--active.budget", "0.1"], "active.init_args.budget was 0.2 and is now 0.1"),
+        (["--data.batch_size", "4"], "data.init_args.batch_size was 2 and is now 4"),
+        (["--data.target.count", "5"], "data.init_args.target.init_args.count was 4 and is now 5"),
+        (["--model.negative_weight", "0.5"], "model.init_args.negative_weight was 1.0 and is now 0.5"),
+        (["--trainer.max_steps", "12"], "trainer.max_steps was 8 and is now 12"),
+        (["--name", "seed0", "--seed_everything", "3"], "seed was 0 and is now 3"),
+    ],
+)
+def test_another_config_is_refused(finished: Path, flags: list[str], said: str):
+    before = files_of_store(finished / RUN)
+    refused = adaptseg(*fit_flags(*flags), folder=finished)
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert refused.err.startswith(f"adaptseg: error: {RUN} was written by another config: ")
+    assert said in refused.err
+    assert refused.err.endswith("Give this run another --name, or start over with --fresh\n")
+    assert files_of_store(finished / RUN) == before
+
+
+@SLOW
+def test_what_does_not_decide_the_result_may_change(whole: Path, tmp_path: Path):
+    adaptseg(*fit_flags(), folder=tmp_path, before=inside_a_tick)
+    flags = fit_flags("--data.workers", "1", "--active.scratch", "elsewhere", "--trainer.enable_progress_bar", "false")
+    again = adaptseg(*flags, folder=tmp_path, before=without_pictures)
+    assert (again.code, again.err) == (0, "")
+    assert_same_run(tmp_path / RUN, whole)
+
+
+def test_a_run_that_was_moved_resumes(whole: Path, tmp_path: Path):
+    adaptseg(*fit_flags(), folder=tmp_path / "here", before=inside_a_tick)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = adaptseg(*fit_flags(), folder=tmp_path / "there", before=without_pictures)
+    assert (again.code, again.err) == (0, "")
+    assert_same_run(tmp_path / "there" / RUN, whole)
+
+
+def test_two_identical_runs_are_identical(whole: Path, tmp_path: Path):
+    again = adaptseg(*fit_flags("--name", "other", "--runs", "elsewhere"), folder=tmp_path, before=without_pictures)
+    assert again.code == 0
+    assert_same_run(tmp_path / "elsewhere" / RECIPE.stem / "other", whole)

@@ -23,9 +23,8 @@ from torch import Tensor
 from adaptseg.active import balancing, scores
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.regions import dilate, squares
-from adaptseg.active.rounds import Acquisition, Snapshot, probabilities_of
+from adaptseg.active.rounds import Acquisition, Snapshot, probabilities_of, tracked
 from adaptseg.active.selection import GlobalSelector, select_regions
-from adaptseg.callbacks.progress import track
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 
@@ -260,7 +259,7 @@ class CBDA(Acquisition):
         loader = data.pool_loader(trainer.global_rank, trainer.world_size)
         watched = set(data.pool.keys[:: max(1, len(data.pool.keys) // SNAPSHOTS)][:SNAPSHOTS])
         self.snapshots = {}
-        for batch in track(trainer, loader, f"round {self.round + 1}: scoring the pool"):
+        for batch in tracked(trainer, loader, f"round {self.round + 1}: scoring the pool"):
             key = batch.keys[0]
             probabilities = probabilities_of(module, batch.image, self.store.sizes[key])
             predicted = probabilities.argmax(0)

@@ -14,42 +14,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
 from adaptseg.active.ranks import NOT_A_CANDIDATE, UInt32, checked_map, salt_of, score_keys, tie_rank
 from adaptseg.active.spool import Origin, Spool
+from adaptseg.distributed import all_reduce_sum, gather
 from adaptseg.errors import AdaptSegError
 
-T = TypeVar("T")
 Int64 = npt.NDArray[np.int64]
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
 _LEVELS = 4  # 2 digits of score, 2 of hash
-
-
-def all_reduce_sum(counts: Int64) -> Int64:
-    """Sum an int64 array over all processes; the array itself when there is only one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    total = torch.tensor(counts, dtype=torch.int64, device=device)
-    dist.all_reduce(total)
-    return total.cpu().numpy()
-
-
-def _gather(item: T) -> list[T]:
-    """One picklable item per process, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [item]
-    items: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(items, item)
-    return items
 
 
 class GlobalSelector:
@@ -179,7 +159,7 @@ class GlobalSelector:
             self.close()
 
     def _require_agreement(self) -> None:
-        shards = _gather((self.count, self._seed, sorted(self._keys)))
+        shards = gather((self.count, self._seed, sorted(self._keys)))
         settings = {(count, seed) for count, seed, _ in shards}
         if len(settings) > 1:
             raise AdaptSegError(f"processes disagree on (count, seed): {sorted(settings)}; give all the same")
@@ -238,7 +218,7 @@ class GlobalSelector:
             for origin, indices in self._with_score_key(rank >> 32)
             for index in indices[tie_rank(origin.salt, indices) == rank & 0xFFFFFFFF]
         ]
-        return set(sorted(pixel for shard in _gather(identical) for pixel in shard)[:wanted])
+        return set(sorted(pixel for shard in gather(identical) for pixel in shard)[:wanted])
 
     def _selected(self, cut: _Cut) -> Iterator[tuple[str, torch.Tensor]]:
         score_key = cut.rank >> 32

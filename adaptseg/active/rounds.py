@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptseg import distributed, storage
+from adaptseg import storage
 from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
 from adaptseg.active.oracles import GroundTruth, Oracle
 from adaptseg.data.pair import pair_of
+from adaptseg.distributed import all_reduce_sum, barrier
 from adaptseg.errors import AdaptSegError
 from adaptseg.metrics import label_balance_entropy
+
+Item = TypeVar("Item")
 
 
 class Snapshot(NamedTuple):
@@ -173,20 +176,21 @@ class Acquisition(Callback, ABC):
                 np.save(folder / f"query{len(self._spooled)}.npy", np.packbits(wanted))
                 self._spooled.append(key)
                 total += query_checksum([(key, np.argwhere(wanted))])
-        return format_checksum(distributed.sum_over_ranks([total % 2**63], modulus=2**63)[0])
+        everywhere = all_reduce_sum(np.array([total % 2**63], np.int64))  # wraps at 2**64, of which 2**63 is a divisor
+        return format_checksum(int(everywhere[0]) % 2**63)
 
     def _ask(self, round: int, folder: Path, checksum: str, is_global_zero: bool) -> RoundTotals:
         if is_global_zero:
             self.store.prepare(round)
-        distributed.barrier()
+        barrier()
         mine = self.store.stage(round, self._answers(folder))
-        summed = distributed.sum_over_ranks([mine.spent, mine.void, mine.images, *mine.class_counts.tolist()])
-        totals = RoundTotals(summed[0], summed[1], summed[2], np.array(summed[3:], np.int64))
-        distributed.barrier()
+        summed = all_reduce_sum(np.array([mine.spent, mine.void, mine.images, *mine.class_counts], np.int64))
+        totals = RoundTotals(int(summed[0]), int(summed[1]), int(summed[2]), summed[3:])
+        barrier()
         if is_global_zero:
             config = storage.content_hash(self.settings())
             self.store.seal(round, totals, query_checksum=checksum, config_hash=config, seed=self.seed)
-        distributed.barrier()
+        barrier()
         return totals
 
     def _answers(self, folder: Path) -> Iterable[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
@@ -229,3 +233,9 @@ def final_scores(trainer: Trainer) -> dict[str, Any]:
 def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device."""
     return module.predict_probabilities(image.to(module.device), size=size)[0, 0]  # pyright: ignore[reportCallIssue]
+
+
+def tracked(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:
+    """Iterate under a bar of the run's progress, if the trainer's progress bar can show one."""
+    track = getattr(trainer.progress_bar_callback, "track", None)
+    return items if track is None else track(items, description)

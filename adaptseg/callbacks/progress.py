@@ -151,9 +151,3 @@ class RunProgress(ProgressBar):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_evaluation(alone=True)
-
-
-def track(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:
-    """Iterate under the run's progress bar, if the trainer has ours."""
-    bar = trainer.progress_bar_callback
-    return bar.track(items, description) if isinstance(bar, RunProgress) else items

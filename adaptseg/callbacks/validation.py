@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -44,7 +45,7 @@ def _close_finished_tick(trainer: Trainer) -> None:
     tick that really began from the middle, so that its validation is lost.
     """
     loop = trainer.fit_loop
-    progress = loop.epoch_progress.current
+    progress: Any = loop.epoch_progress.current
     if progress.started == progress.processed == progress.completed + 1:
         loop.epoch_progress.increment_completed()
         for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):

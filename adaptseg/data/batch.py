@@ -31,8 +31,8 @@ class Target(NamedTuple):
         image: (B, 3, H, W) float32, normalised.
         trusted: (B, H, W) bool, False where a pixel must give no pseudo-label (margins of the picture).
         bought: (B, H, W) int64 train ids, 255 wherever nothing was bought or the answer was void.
-        bought_pixels: how many of `bought` are not 255, counted before the batch moves to a device, so that a method can
-            skip an unlabelled batch without waiting for the device.
+        bought_pixels: how many of `bought` are not 255, counted before the batch moves to a device, so that a method
+            can skip an unlabelled batch without waiting for the device.
     """
 
     keys: list[str]

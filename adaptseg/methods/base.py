@@ -123,8 +123,8 @@ class Method(LightningModule):
         return result.loss
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Remember the first non-finite loss on the device; look at it as often as the log is written, and at the end of
-        each tick, before anything is bought or saved.
+        """Remember the first non-finite loss on the device; look at it as often as the log is written, and at the end
+        of each tick, before anything is bought or saved.
         """
         first = self.first_bad_step
         assert isinstance(first, Tensor)
