@@ -136,7 +136,12 @@ class ClassTable:
         for position, row in enumerate(table["classes"]):
             _refuse_unknown(row, {"id", "name", "color", "thing", "raw_ids"}, f"class {position}")
             red, green, blue = (int(value) for value in row["color"])
-            raw_ids = tuple(int(raw) for raw in row.get("raw_ids") or [row.get("id", position)])
+            if not all(0 <= value <= 255 for value in (red, green, blue)):
+                raise AdaptSegError(f"class {position}: colour {row['color']} is outside 0..255")
+            listed = row.get("raw_ids") or [row.get("id", position)]
+            if not isinstance(listed, (list, tuple)):
+                raise AdaptSegError(f"class {position}: raw_ids is {listed!r}; a list of ids is expected")
+            raw_ids = tuple(int(raw) for raw in listed)
             classes.append(SemanticClass(str(row["name"]), (red, green, blue), bool(row.get("thing", False)), raw_ids))
         void_ids = table.get("void_ids", [table.get("ignore_index", VOID)])
         return cls(str(table["name"]), tuple(classes), tuple(int(raw) for raw in void_ids))

@@ -9,6 +9,8 @@ import argparse
 import logging
 import os
 import re
+import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +20,19 @@ import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 import adaptseg.data
 import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
 from adaptseg import run_directory
 from adaptseg.active import Acquisition
+from adaptseg.callbacks.checkpoints import MovableCheckpoint
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
 from adaptseg.callbacks.progress import RunProgress
@@ -147,8 +150,9 @@ class AdaptSegCLI(LightningCLI):
                 raise AdaptSegError(
                     f"no `{block}:` block is given; start from a recipe: --config configs/cbda_20pct.yaml"
                 )
-        if not isinstance(config.seed_everything, int) or isinstance(config.seed_everything, bool):
-            raise AdaptSegError(f"seed_everything is {config.seed_everything}; a number is expected")
+        seed = config.seed_everything
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise AdaptSegError(f"seed_everything is {seed}; a whole number from 0 on is expected")
         self.folder = run_directory.run_directory(
             self.options.runs, self.configs, self.options.name, config.seed_everything
         )
@@ -174,7 +178,7 @@ class AdaptSegCLI(LightningCLI):
                 self.finished = True
                 return
             config.ckpt_path = config.ckpt_path or str(last)
-            say(f"resuming {self.folder} from {last}")
+            say(f"resuming {self.folder} from {config.ckpt_path}")
         if _is_rank_zero():
             run_directory.write_stamp(self.folder, saved)
 
@@ -208,6 +212,7 @@ class AdaptSegCLI(LightningCLI):
         config["callbacks"] = [
             *(callback for callback in callbacks if callback is not None),
             *(config.get("callbacks") or []),
+            *([] if config.get("enable_progress_bar") is False else [RunProgress()]),
             *self._house_callbacks(),
         ]
         config["logger"] = self._loggers()
@@ -218,21 +223,21 @@ class AdaptSegCLI(LightningCLI):
         return Trainer(**config)
 
     def _house_callbacks(self) -> list[Callback]:
-        folder = (self.folder / "checkpoints").resolve()  # ModelCheckpoint compares the path as text on a resume
-        callbacks: list[Callback] = [RunProgress()]
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(self.options.certainty))
+            return [PredictionWriter(self.options.certainty)]
         if self.subcommand != "fit":
-            return callbacks
+            return []
+        folder = self.folder / "checkpoints"
         # Two checkpoints: one that monitors a metric would not save the last state when the metric does not improve.
-        last = ModelCheckpoint(
+        last = MovableCheckpoint(
             folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
         )
-        best = ModelCheckpoint(
+        best = MovableCheckpoint(
             folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
         )
         has_val = getattr(self.datamodule, "val", None) is not None
-        return [*callbacks, ValidationTimes(), Report(), Panels(), last, *([best] if has_val else [])]
+        # The report is the last that writes: its result.json marks a finished run.
+        return [ValidationTimes(), Panels(), Report(), last, *([best] if has_val else [])]
 
     def _loggers(self) -> list[Logger] | bool:
         if self.subcommand != "fit":
@@ -248,7 +253,10 @@ class AdaptSegCLI(LightningCLI):
         if self.finished:
             say(f"{self.folder} is finished: nothing to do. --fresh starts over, --name NAME starts another")
             return
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:  # a SystemExit with code 0, which a scheduler would take for done
+            sys.exit(128 + signal.SIGTERM)
 
     def after_fit(self) -> None:
         if self.trainer.global_step < self.trainer.max_steps:
@@ -324,8 +332,11 @@ def _quiet(verb: str) -> None:
         r".*does not have many workers",  # data.workers is the user's choice
         r".*Checkpoint directory .* exists and is not empty",  # a resume
         r".*The number of training batches .* is smaller than the logging interval",  # short ticks
+        r".*Total length of `list` across ranks is zero",  # data.val is null
+        r".*resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it stopped
         r".*GPU available but not used",  # trainer.accelerator is the user's choice
         r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
+        r".*checkpoint that ended before the epoch ended",  # our sampler goes on inside a tick
     ):
         warnings.filterwarnings("ignore", message)
     # Calls that lightning 2.6 itself makes, to be removed in jsonargparse 5 (bounded in pyproject).

@@ -39,6 +39,8 @@ def merge_recipes(recipes: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, An
     merged: dict[str, Any] = {}
     for name, recipe in recipes:
         for key, value in recipe.items():
+            if key == "model" and not isinstance(value, dict):
+                raise AdaptSegError(f"{name}: model is {value!r}; a mapping with class_path and init_args is expected")
             if key == "model" and _switches_class(merged.get("model"), value):
                 raise AdaptSegError(
                     f"{name} switches model.class_path from {merged['model']['class_path']} to {value['class_path']}; "

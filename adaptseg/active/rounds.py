@@ -133,6 +133,13 @@ class Acquisition(Callback, ABC):
         if self.round:
             pair_of(trainer).bought = self.store.view(self.round)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step and self.is_due(trainer.global_step):
+            raise AdaptSegError(
+                f"--ckpt_path: this checkpoint was saved after step {trainer.global_step} and before the round of that "
+                "step, which would be lost; resume from checkpoints/last.ckpt"
+            )
+
     def is_due(self, step: int) -> bool:
         """Whether a round fires once `step` optimiser steps are done."""
         return self.round < len(self.fire_at) and step >= self.fire_at[self.round]
@@ -180,6 +187,7 @@ class Acquisition(Callback, ABC):
         return format_checksum(int(everywhere[0]) % 2**63)
 
     def _ask(self, round: int, folder: Path, checksum: str, is_global_zero: bool) -> RoundTotals:
+        barrier()  # other ranks may still be comparing their query with the manifests that `prepare` moves
         if is_global_zero:
             self.store.prepare(round)
         barrier()

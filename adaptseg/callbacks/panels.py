@@ -14,7 +14,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.active.rounds import Acquisition
+from adaptseg.callbacks.report import Report
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.data.batch import Labelled
 from adaptseg.data.pair import DomainPair, pair_of
@@ -39,7 +40,8 @@ class Panels(Callback):
         titles = ["target image", "truth", "prediction", "score", "bought so far"]
         _save(trainer, _grid(titles, rows), f"round_{acquisition.round:02d}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Comes also when a resume finds no step left to train, unlike `on_train_end`.
         if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
             return
         data = pair_of(trainer)
@@ -48,8 +50,10 @@ class Panels(Callback):
             rows = [_final_row(pl_module, data, key) for key in keys]
             _save(trainer, _grid(["image", "truth", "prediction", "wrong pixels"], rows), "final")
         acquisition = _acquisition(trainer)
-        if acquisition is not None and acquisition.history and final_scores(trainer):
-            _save(trainer, _curve(acquisition.history, final_scores(trainer)["miou"]), "curve")
+        report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)  # pyright: ignore
+        scores = report.result["val"] if report and report.result else None
+        if acquisition is not None and acquisition.history and scores:
+            _save(trainer, _curve(acquisition.history, scores["miou"]), "curve")
 
 
 def _acquisition(trainer: Trainer) -> Acquisition | None:

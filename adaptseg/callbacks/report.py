@@ -31,7 +31,8 @@ class Report(Callback):
     def __init__(self) -> None:
         self.seconds_before = 0.0
         self.result: dict[str, Any] | None = None
-        self._printed_rows = 0
+        self._rounds_told = 0
+        self._has_header = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds(), "result": self.result}
@@ -44,15 +45,13 @@ class Report(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.monotonic()
-        if self.result is not None:  # nothing is left to train, so `on_train_end` will not come
-            self._write_result(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
                 logger.rewind(trainer.global_step)
         rows = acquisition.history if (acquisition := _acquisition(trainer)) else []
-        self._printed_rows = 0
+        self._rounds_told = len(rows)
         self._print_rows(trainer, rows)  # those of the interrupted run
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,10 +63,11 @@ class Report(Callback):
                 "rounds": list(acquisition.history) if acquisition else [],
                 "val": _scores(trainer, "val") if final_scores(trainer) else None,
             }
-        if acquisition is None or len(acquisition.history) == self._printed_rows:
+        if acquisition is None or len(acquisition.history) == self._rounds_told:
             return
-        self._print_rows(trainer, acquisition.history)
         row = acquisition.history[-1]
+        self._rounds_told = len(acquisition.history)
+        self._print_rows(trainer, [row])
         numbers = {f"round/{name}": float(row[name]) for name in ("spent", "void", "balance")}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
@@ -77,25 +77,25 @@ class Report(Callback):
         bar = trainer.progress_bar_callback
         if not isinstance(bar, RunProgress):
             return
-        for row in rows[self._printed_rows :]:
-            if self._printed_rows == 0:
+        for row in rows:
+            if not self._has_header:
                 bar.print(_line(COLUMNS), style="bold", highlight=False)
+                self._has_header = True
             bar.print(_line(_cells(row)), highlight=False)
-            self._printed_rows += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.result is None:
             return  # stopped before the last step
         acquisition = _acquisition(trainer)
         if acquisition and acquisition.history:
-            history = acquisition.history
-            end = {**history[-1], **final_scores(trainer), "round": "end", "step": trainer.global_step}
-            self._print_rows(trainer, [*history, end])
+            last = acquisition.history[-1]
+            end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
+            self._print_rows(trainer, [end])
         _print_classes(trainer, "val")
-        self._write_result(trainer)
 
-    def _write_result(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Comes also when a resume finds no step left to train, unlike `on_train_end`.
+        if self.result is not None and trainer.is_global_zero:
             storage.atomic_json(Path(trainer.default_root_dir) / "result.json", self.result)
 
 

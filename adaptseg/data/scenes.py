@@ -54,6 +54,8 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         AdaptSegError: missing, unreadable or truncated file.
     """
     with _open(path) as picture:
+        if picture.mode == "F":
+            raise AdaptSegError(f"image {path} holds floating-point values; 8- or 16-bit images are expected")
         if picture.mode.startswith("I"):  # Pillow would clip 16-bit values to 255
             wide = np.asarray(_decode(picture.convert, "I", path=path))
             grey = (np.clip(wide, 0, 65535) // 257).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The domain pair: batches as a function of (seed, step, position), labels where they belong, ground truth untouched."""
+"""The domain pair: batches are a function of (seed, step, position), labels lie where they belong, truth is unread."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_slices_of_ranks_are_the_global_batch(world_size: int) -> None:
     for step, batch in enumerate(whole):
         for domain, expected in enumerate(batch):
             parts = [rank[step][domain] for rank in ranks]
-            assert sum((part.keys for part in parts), []) == expected.keys
+            assert [key for part in parts for key in part.keys] == expected.keys
             for column in (1, 2):
                 assert torch.equal(torch.cat([part[column] for part in parts]), expected[column])
 

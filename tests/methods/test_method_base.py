@@ -1,11 +1,11 @@
-"""What every method promises, on real trainers: order and randomness survive a resume, NaN is found, scores are those of
-the whole set, checkpoints rebuild their networks, predictions and validations come when and as they should.
+"""What every method promises, on real trainers: order and randomness survive a resume, NaN is found, scores are those
+of the whole set, checkpoints rebuild their networks, predictions and validations come when and as they should.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,17 @@ TARGET = Streets("street", "train", count=3, size=SIZE)
 VAL = Streets("street", "val", count=3, size=(40, 72))
 SEED = 3
 
-pytestmark = pytest.mark.filterwarnings(
-    # DomainPair serves the rest of a tick by itself; Lightning only knows loaders with a state.
-    "ignore:You're resuming from a checkpoint that ended before the epoch ended"
-)
-
 
 @pytest.fixture(autouse=True)
 def _as_on_the_command_line() -> None:
+    quiet()
+
+
+def quiet() -> None:
     lightning_cli._quiet("fit")
+    # DomainPair serves the rest of a tick by itself; Lightning only knows loaders with a state.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # no validation set
 
 
 class Forgetful(TinySegmenter):
@@ -71,6 +73,14 @@ class OneWhite(Streets):
         return super().image(key) if key != self.keys[2] else np.full((*SIZE, 3), 255, np.uint8)
 
 
+def confident(num_classes: int) -> TinySegmenter:
+    """Classes far enough apart that rounding does not decide between them."""
+    network = tiny_network(num_classes)
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    return network
+
+
 def network_of(kind: type[TinySegmenter], seed: int = 1, **settings: Any) -> Any:
     def make(num_classes: int) -> TinySegmenter:
         with torch.random.fork_rng([]):
@@ -85,7 +95,15 @@ def method(**settings: Any) -> Supervised:
 
 
 def pair(**settings: Any) -> DomainPair:
-    defaults = {"source": SOURCE, "target": TARGET, "batch_size": 2, "workers": 0, "tick": 4, "flip": True, "seed": SEED}
+    defaults = {
+        "source": SOURCE,
+        "target": TARGET,
+        "batch_size": 2,
+        "workers": 0,
+        "tick": 4,
+        "flip": True,
+        "seed": SEED,
+    }
     return DomainPair(**{**defaults, **settings})
 
 
@@ -112,7 +130,9 @@ class Recorder(Callback):
         self.folder = folder
         self.steps: list[tuple[Any, ...]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
         keys = [domain.keys for domain in batch if domain is not None]
         self.steps.append((trainer.global_step, keys, float(torch.rand(())), float(outputs["loss"])))
         path = self.folder / f"step{trainer.global_step}.ckpt" if self.folder else None
@@ -193,8 +213,8 @@ def test_ranks_draw_different_numbers() -> None:
     supervised = method()
     draws = set()
     for rank in range(4):
-        stand_in = Rank(rank, fit_loop=trainer(Path("."), steps=10).fit_loop)
-        supervised._trainer = weakref.proxy(stand_in)  # type: ignore[assignment]
+        stand_in = Rank(rank, fit_loop=trainer(Path(), steps=10).fit_loop)
+        supervised._trainer = stand_in  # type: ignore[assignment]
         supervised.on_train_batch_start(Batch(None, None), 0)
         draws.add(float(torch.rand(())))
     assert len(draws) == 4
@@ -205,11 +225,17 @@ def test_ranks_draw_different_numbers() -> None:
 
 def test_accumulated_halves_train_like_the_whole_batch(tmp_path: Path) -> None:
     """On scenes without void, where the mean of means is the mean."""
-    assert all((SOURCE.labels(key) != VOID).all() for key in SOURCE.keys)
+
+    class Solid(Streets):
+        def labels(self, key: str) -> NDArray[np.uint8]:
+            labels = super().labels(key)
+            return np.where(labels == VOID, np.uint8(0), labels)
+
+    source = Solid("game", "train", count=5, size=SIZE)
     states = []
     for batch_size, accumulate in ((2, 1), (1, 2)):
         run = trainer(tmp_path, steps=5, accumulate_grad_batches=accumulate)
-        run.fit(method(optimization=Optimization(lr=0.01)), pair(target=None, batch_size=batch_size))
+        run.fit(method(optimization=Optimization(lr=0.01)), pair(source=source, target=None, batch_size=batch_size))
         assert run.global_step == 5
         states.append(list(run.lightning_module.state_dict().values()))
     for whole, halves in zip(*states, strict=True):
@@ -286,13 +312,21 @@ def iou_of(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.where(truth > 0, hits / (truth + confusion.sum(0) - hits), np.nan)
 
 
+class Trainless(Streets):
+    """No pixel of class 16 or 5."""
+
+    def labels(self, key: str) -> NDArray[np.uint8]:
+        labels = super().labels(key)
+        return np.where(np.isin(labels, (5, 16)), np.uint8(VOID), labels)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_scores_are_those_of_the_whole_set(tmp_path: Path, split: str) -> None:
-    model = method()
-    model.eval()
-    iou, accuracy, mean_of_images = reference_scores(model, VAL)
+    model = method(network=confident).eval()
+    scenes = Trainless("street", "val", count=3, size=(40, 72))
+    iou, accuracy, mean_of_images = reference_scores(model, scenes)
     run = trainer(tmp_path)
-    data = pair(**{split: VAL}, target_size=SIZE)
+    data = pair(**{split: scenes}, target_size=SIZE)
     for _ in range(2):  # the second time from zero again
         evaluate = run.validate if split == "val" else run.test
         (scores,) = evaluate(model, data, verbose=False)
@@ -301,7 +335,7 @@ def test_scores_are_those_of_the_whole_set(tmp_path: Path, split: str) -> None:
         assert scores[f"{split}/worst"] == pytest.approx(np.nanmin(iou), abs=1e-7)
         assert scores[f"{split}/accuracy"] == pytest.approx(accuracy, rel=1e-5)
         present = {name: value for name, value in zip(STREETS.names, iou, strict=True) if not np.isnan(value)}
-        assert 5 < len(present) < 19  # some class is absent: it is left out, not zero
+        assert not {"pole", "train"} & set(present)  # absent classes are left out, not zero
         logged = {name.removeprefix(f"{split}/iou/"): v for name, v in scores.items() if "/iou/" in name}
         assert logged == {name: pytest.approx(value, abs=1e-6) for name, value in present.items()}
 
@@ -334,8 +368,8 @@ def test_more_draws_than_one_are_refused() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     path = folder / "checkpoints" / "last.ckpt"
-    with pytest.MonkeyPatch.context(), np.errstate():
-        lightning_cli._quiet("fit")
+    with warnings.catch_warnings():
+        quiet()
         run = trainer(folder, steps=3)
         run.fit(method(network=network_of(TinySegmenter, 5), optimization=Optimization(lr=0.05)), pair())
         run.save_checkpoint(path)
@@ -369,7 +403,7 @@ def test_a_method_starts_from_weights_and_from_nothing_else(checkpoint: Path, tm
 
 def test_weights_for_other_classes_or_another_network_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     other = ClassTable("other", tuple(SemanticClass(f"c{number}", (0, 0, 0)) for number in range(19)))
-    with pytest.raises(AdaptSegError, match="class table 'streets' .*differs from 'other'|class table 'other' .*differs"):
+    with pytest.raises(AdaptSegError, match=r"class table .* differs from"):
         method(class_table=other, init_from=str(checkpoint))
     with pytest.raises(AdaptSegError, match=r"model\.init_from .* holds another network than model\.network makes"):
         method(network=network_of(TinySegmenter, width=4), init_from=str(checkpoint))

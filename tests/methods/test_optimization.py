@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_the_horizon_is_a_multiple_of_max_steps() -> None:
 
 def test_the_decay_falls_at_every_step() -> None:
     factors = [RIPU.factor(step, 1000) for step in range(1001)]
-    assert all(later < earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors))
 
 
 def test_warm_up_is_linear_times_the_decay() -> None:

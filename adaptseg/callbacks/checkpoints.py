@@ -1,0 +1,24 @@
+"""The checkpoints of a run: `last`, which a fit resumes from, and `best` by validation mIoU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Keeps what it knows about the best checkpoint when a run directory is moved before it resumes.
+
+    Lightning stores absolute paths and forgets the best score where they differ, so that the next one overwrites it.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        paths = {name: here(state_dict[name]) for name in names}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
