@@ -162,7 +162,7 @@ def test_yaml_and_json_files_are_read_and_named_after_themselves(tmp_path: Path)
         ("classes: [{name: a}, {name: b}]", "missing key 'color'"),
         ("classes: [{name: a, color: [1, 2]}]", "not enough values"),
         ("classes: [{name: a, color: [1, 2, x]}]", "invalid literal"),
-        ("classes: [{name: a, color: [1, 2, 3], raw_ids: 4}]", "not iterable"),
+        ("classes: [{name: a, color: [1, 2, 3], raw_ids: 4}]", "a list of ids is expected"),
         ("classes: [{name: a, color: [1, 2, 3], raw_id: 4}]", "class 0 has unknown keys raw_id"),
         ("classes: [road, car]", "class 0 has unknown keys"),
         ("classes: [{name: a, color: [1, 2, 3]}, {name: a, color: [1, 2, 3]}]", "names given twice: a"),

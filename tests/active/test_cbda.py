@@ -423,7 +423,7 @@ def test_all_scores_equal_is_settled_by_a_hash_and_not_by_file_order(tmp_path: P
         def predict_probabilities(self, images: torch.Tensor, *, size: Any, draws: Any = 1, generator: Any = None):
             return torch.full((1, 1, 4, *size), 0.25)
 
-    sizes = {name: (20, 20) for name in "abcdef"}
+    sizes = dict.fromkeys("abcdef", (20, 20))
     runs = [
         campaign(CBDA(budget=0.3, unit="pixel", seed=seed), tmp_path / name, pool=Pool(sizes), module=Indifferent())
         for name, seed in (("one", 0), ("again", 0), ("other", 1))
@@ -449,7 +449,7 @@ def test_random_is_another_draw_each_round_and_seed(tmp_path: Path):
 def test_balance_rises_above_dynamic_acquisition_on_a_skewed_pool(tmp_path: Path):
     """Two classes 95 : 5 with equal scores. Round 1 buys 95 : 5; from round 2 on the minority is preferred."""
     rng = np.random.default_rng(0)
-    sizes = {name: (40, 50) for name in "xyz"}
+    sizes = dict.fromkeys("xyz", (40, 50))
     labels = {name: (rng.random(size) < 0.05).astype(np.uint8) for name, size in sizes.items()}
 
     class Knows(Painter):
