@@ -16,6 +16,8 @@ from adaptseg.errors import AdaptSegError
 VOID = 255
 """Label value of pixels that belong to no class: never trained on, never counted in a metric."""
 
+_RAW_IDS = 1 << 16  # label files have 16 bits at most
+
 
 @dataclass(frozen=True)
 class SemanticClass:
@@ -48,7 +50,10 @@ class ClassTable:
         self.classes = tuple(replace(c, raw_ids=c.raw_ids or (train_id,)) for train_id, c in enumerate(classes))
         if duplicates := sorted({n for n in self.names if self.names.count(n) > 1}):
             raise AdaptSegError(f"class table '{name}': names given twice: {', '.join(duplicates)}")
-        self._lookup = np.full(1 << 16, -1, np.int32)
+        raw_ids = [*void_ids, *(raw for c in self.classes for raw in c.raw_ids)]
+        if wrong := [raw for raw in raw_ids if not 0 <= raw < _RAW_IDS]:
+            raise AdaptSegError(f"class table '{name}': raw id {wrong[0]} is outside 0..{_RAW_IDS - 1}")
+        self._lookup = np.full(max(raw_ids) + 1, -1, np.int32)  # no longer than needed: every worker gets a copy
         for raw in void_ids:
             self._claim(raw, VOID)
         for train_id, semantic_class in enumerate(self.classes):
@@ -65,8 +70,6 @@ class ClassTable:
         return f"ClassTable({self.name!r}, {', '.join(self.names)})"
 
     def _claim(self, raw: int, train_id: int) -> None:
-        if not 0 <= raw < len(self._lookup):
-            raise AdaptSegError(f"class table '{self.name}': raw id {raw} is outside 0..{len(self._lookup) - 1}")
         if self._lookup[raw] not in (-1, train_id):
             raise AdaptSegError(f"class table '{self.name}': raw id {raw} is claimed twice")
         self._lookup[raw] = train_id

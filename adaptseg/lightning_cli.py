@@ -336,6 +336,7 @@ def _quiet(verb: str) -> None:
         r".*resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it stopped
         r".*GPU available but not used",  # trainer.accelerator is the user's choice
         r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
+        r".*Total length of `list` across ranks is zero",  # a recipe without data.val
         r".*checkpoint that ended before the epoch ended",  # our sampler goes on inside a tick
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""`adaptseg ...` as a process of its own without its start-up time: a server imports torch once, each command is a fork."""
+"""`adaptseg ...` as a process of its own without its start-up time: a server imports torch once, commands are forks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of a few small scenes, a network that paints by colour, and campaigns: acquisitions driven without training."""
+"""A pool of a few small scenes, a network that paints by colour, and acquisitions driven without training."""
 
 from __future__ import annotations
 

@@ -349,23 +349,22 @@ def test_many_kills_of_one_run(whole: Path, tmp_path: Path):
 
 def test_pictures_and_result_are_made_up_for(tmp_path: Path):
     """Killed after the last checkpoint: nothing is left to train, the report is."""
-    killed = adaptseg(*fit_flags(), folder=tmp_path, before=before_result_json_with_pictures)
+    killed = adaptseg(*fit_flags(), folder=tmp_path, before=after_the_last_checkpoint_with_pictures)
     assert killed.code == -signal.SIGKILL
-    assert not (tmp_path / RUN / "pictures" / "final.png").exists()
+    pictures = tmp_path / RUN / "pictures"
+    assert not (pictures / "final.png").exists()
     again = adaptseg(*fit_flags(), folder=tmp_path)
     assert (again.code, again.err) == (0, "")
     assert "finished. Everything lies in" in again.out
-    assert {path.name for path in (tmp_path / RUN / "pictures").iterdir()} == {
-        "round_01.png", "round_02.png", "final.png", "curve.png",
-    }  # fmt: skip
+    assert {path.name for path in pictures.iterdir()} == {"round_01.png", "round_02.png", "final.png", "curve.png"}
     assert adaptseg(*fit_flags(), folder=tmp_path).out.strip().endswith("--name NAME starts another")
 
 
-def before_result_json_with_pictures() -> None:
+def after_the_last_checkpoint_with_pictures() -> None:
     from adaptseg.callbacks import panels
 
     saved = panels._save, panels._grid, panels._curve
-    before_result_json()
+    after_the_last_checkpoint()
     panels._save, panels._grid, panels._curve = saved
 
 

@@ -174,13 +174,16 @@ class CBDA(Acquisition):
 
     def scratch_bytes(self, sizes: dict[str, tuple[int, int]]) -> int:
         pixels = sum(math.prod(size) for size in sizes.values())
-        bits = pixels // 8 + 128 * len(sizes)  # the query itself, packed
+        bits = pixels // 8 + 129 * len(sizes)  # the query itself: packed, with a header and a last byte per image
         if self.selection == "image":
             return bits
         spacing = self.suppress_radius + 1  # of an independent set: at most one candidate in such a square
         candidates = sum(math.ceil(h / spacing) * math.ceil(w / spacing) for h, w in sizes.values())
         dense = self.suppress_radius == 0 and self.max_share_per_image == 1
-        return bits + (4 * pixels if dense else 8 * candidates)
+        # The selector sets aside pixels whose score shares 16 bits with the threshold, with their positions. A fortieth
+        # is more than continuous scores bring; should ties bring more than the disk has, the spool says so.
+        kept, aside = (4 * pixels, 8 * pixels // 40) if dense else (8 * candidates, 8 * candidates // 40)
+        return bits + kept + aside
 
     # ---- one round
 

@@ -1,4 +1,4 @@
-"""CBDA and RIPU's acquisition, driven round by round against naive replays. Oracles of the CBDA specification, 3.9 and 5."""
+"""CBDA and RIPU's acquisition, driven round by round against naive replays (CBDA specification, 3.9 and 5)."""
 
 from __future__ import annotations
 
