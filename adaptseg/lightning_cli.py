@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse._deprecated import JsonargparseDeprecationWarning
@@ -300,7 +301,11 @@ def _strategy(config: dict[str, Any]) -> Any:
     wait for ranks that are already done. Batch norm is frozen or synchronised, so buffers agree by themselves.
     """
     strategy = config.get("strategy", "auto")
-    many = config.get("num_nodes", 1) > 1 or str(config.get("devices", "auto")) not in ("auto", "1", "[0]")
+    devices = str(config.get("devices", "auto"))
+    if devices in ("auto", "-1"):
+        on_cpu = config.get("accelerator") == "cpu"
+        devices = "1" if on_cpu else str(max(torch.cuda.device_count(), 1))
+    many = config.get("num_nodes", 1) > 1 or devices not in ("1", "[0]")
     return DDPStrategy(broadcast_buffers=False) if strategy in ("auto", "ddp") and many else strategy
 
 
@@ -336,8 +341,8 @@ def _quiet(verb: str) -> None:
         r".*resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it stopped
         r".*GPU available but not used",  # trainer.accelerator is the user's choice
         r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
-        r".*Total length of `list` across ranks is zero",  # a recipe without data.val
-        r".*checkpoint that ended before the epoch ended",  # our sampler goes on inside a tick
+        r".*`broadcast_buffers` is deprecated",  # torch 2.15; its successor is unknown to torch 2.6
+        r".*recommended to use `self\.log\('(val|test)/.*sync_dist=True",  # equal on all ranks: from one confusion matrix
     ):
         warnings.filterwarnings("ignore", message)
     # Calls that lightning 2.6 itself makes, to be removed in jsonargparse 5 (bounded in pyproject).

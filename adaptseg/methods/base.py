@@ -117,9 +117,8 @@ class Method(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         result = self.step(batch)
         self._watch_finite(result.loss.detach(), batch)
-        self.log("train/loss", result.loss.detach())
-        for name, value in result.logs.items():
-            self.log(f"train/{name}", value.detach())
+        for name, value in {"loss": result.loss, **result.logs}.items():
+            self.log(f"train/{name}", value.detach(), sync_dist=True)  # a rank's share is no loss; their mean is
         return result.loss
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
