@@ -90,8 +90,8 @@ class Method(LightningModule):
 
     # ---- training
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.trainer.world_size > 1:
+    def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1:  # not in `setup`, after which trainer.sync_batchnorm converts the modules
             self._refuse_local_batch_norm()
 
     def _refuse_local_batch_norm(self) -> None:

@@ -424,12 +424,13 @@ def test_local_batch_norm_is_refused_under_many_processes() -> None:
     for frozen, processes in ((False, 1), (True, 2)):
         model = method(network=network_of(Normed, frozen=frozen))
         model._trainer = Processes(processes)  # type: ignore[assignment]
-        model.setup("fit")
+        model.on_fit_start()
     model = method(network=network_of(Normed, frozen=False))
     model._trainer = Processes(2)  # type: ignore[assignment]
-    model.setup("validate")
     with pytest.raises(AdaptSegError, match=r"set trainer\.sync_batchnorm: true \(GPU\), or model\.network"):
-        model.setup("fit")
+        model.on_fit_start()
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # what trainer.sync_batchnorm does before the fit starts
+    model.on_fit_start()
 
 
 def test_rates_and_decay_reach_the_trainer(tmp_path: Path) -> None:
