@@ -8,22 +8,21 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -33,7 +32,7 @@ import adaptseg.data
 import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
 from adaptseg import run_directory
 from adaptseg.active import Acquisition
-from adaptseg.callbacks.checkpoints import MovableCheckpoint
+from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
 from adaptseg.callbacks.progress import RunProgress
@@ -43,6 +42,7 @@ from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method
+from adaptseg.parsing import START, Parser, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -58,7 +58,7 @@ TRAINER_DEFAULTS = {
 def run(verb: str, arguments: Sequence[str]) -> None:
     """Parse and run one verb. Raises AdaptSegError for everything the user can mend."""
     _quiet(verb)
-    options, rest = _own_options(verb, arguments)
+    options, rest = own_options(verb, arguments)
     configs, rest = take_configs(rest)
     merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
     # ActionConfigFile accepts the text of a config in place of a path.
@@ -67,42 +67,6 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         # Lightning warns when arguments come from code while sys.argv holds some: here they are the same, merged.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         AdaptSegCLI(options, configs, [verb, *text, *rest])
-
-
-def _own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--name")
-    parser.add_argument("--root")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--wandb", action="store_true")
-    parser.add_argument("--certainty", action="store_true")
-    return parser.parse_known_args(arguments)
-
-
-_KEY = re.compile(r'Parser key "([^"]+)":\s*')
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        # Where several types were tried, each has a line "- why not"; what was given follows, at length.
-        reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-        outer = _KEY.match(message)
-        text = (outer[0] if outer and reasons else "") + ("; ".join(reasons) or " ".join(lines))
-        raise AdaptSegError(_KEY.sub(r"\1: ", text).replace("typing.Literal", "one of ")) from ex
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """A kill while a checkpoint is written must leave the one before: write beside it, then rename."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        partial.replace(path)
 
 
 class AdaptSegCLI(LightningCLI):
@@ -126,7 +90,7 @@ class AdaptSegCLI(LightningCLI):
     # ---- the parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = _Parser(**kwargs)
+        parser = Parser(**kwargs, allow_abbrev=False)  # --trainer.max_step is a mistake, not max_steps
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="a recipe or an overlay")
         return parser
 
@@ -148,9 +112,7 @@ class AdaptSegCLI(LightningCLI):
         config = self.config[self.subcommand]
         for block in ("model", "data"):
             if config.get(block) is None:
-                raise AdaptSegError(
-                    f"no `{block}:` block is given; start from a recipe: --config configs/cbda_20pct.yaml"
-                )
+                raise AdaptSegError(f"no `{block}:` block is given; {START}")
         seed = config.seed_everything
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise AdaptSegError(f"seed_everything is {seed}; a whole number from 0 on is expected")
@@ -220,8 +182,11 @@ class AdaptSegCLI(LightningCLI):
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
-        config["plugins"] = [*_as_list(config.get("plugins")), _AtomicCheckpointIO()]
-        return Trainer(**config)
+        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        try:
+            return Trainer(**config)
+        except (MisconfigurationException, ValueError) as error:
+            raise AdaptSegError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _house_callbacks(self) -> list[Callback]:
         if self.subcommand == "predict":
@@ -256,12 +221,23 @@ class AdaptSegCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
-        except SIGTERMException:  # a SystemExit with code 0, which a scheduler would take for done
-            sys.exit(128 + signal.SIGTERM)
+        except SystemExit as stop:  # Lightning's answer to SIGTERM, with code 0 as if all were done, and to Ctrl-C
+            if subcommand == "fit":
+                self._say_stopped()
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT))
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            checkpoint = self.config[subcommand].ckpt_path
+            raise AdaptSegError(f"{checkpoint} holds another network than model.network makes: {reason}") from error
+
+    def _say_stopped(self) -> None:
+        say(f"stopped at step {self.trainer.global_step}; the same command resumes")
 
     def after_fit(self) -> None:
         if self.trainer.global_step < self.trainer.max_steps:
-            say(f"stopped at step {self.trainer.global_step}; the same command resumes")
+            self._say_stopped()
             return
         say(f"finished. Everything lies in {self.folder}:")
         for name, what in (

@@ -109,6 +109,7 @@ def _command(
     from adaptseg import cli
 
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # a killed process loses no page, a power cut would
     if before is not None:
         before()
     sys.exit(cli.main(arguments))

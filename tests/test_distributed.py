@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from forked import RECIPE, adaptseg, fit_flags
+from forked import adaptseg, fit_flags
 from test_resume import RUN, files_of_store, rows, without_pictures
 
 from adaptseg import networks
@@ -37,7 +36,7 @@ def start_two(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "TORCH_DISTRIBUTED_DEBUG": "OFF",
     }
@@ -150,6 +149,5 @@ def test_local_batch_norm_is_refused(tmp_path: Path):
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
     said = readable(two_processes(*fit_flags("--data.batch_size", "3"), folder=tmp_path))
-    assert said == (
-        "adaptseg: error: data.batch_size 3 does not divide over 2 processes; it is the global batch: give a multiple of 2"
-    )
+    start = "adaptseg: error: data.batch_size 3 does not divide over 2 processes; it is the global batch: "
+    assert said == f"{start}give a multiple of 2"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from adaptseg.errors import AdaptSegError
+from adaptseg.networks.weights import first_line
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -22,3 +27,19 @@ class MovableCheckpoint(ModelCheckpoint):
         paths = {name: here(state_dict[name]) for name in names}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A kill while a checkpoint is written must leave the one before: write beside it, then rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.partial")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        partial.replace(path)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *arguments, **options)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise AdaptSegError(f"checkpoint {path} cannot be read: {first_line(error)}") from error

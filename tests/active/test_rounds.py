@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
 ]
 
-SQUARE = {name: (16, 24) for name in ("a", "b", "c", "d")}
+SQUARE = dict.fromkeys(("a", "b", "c", "d"), (16, 24))
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk is most of the time of these tests; storage has tests of its own."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def pair(**arguments: Any) -> DomainPair:
@@ -333,7 +340,7 @@ def test_a_round_that_buys_nothing_is_committed(tmp_path: Path):
     """What a stop in the middle of all budgets looks like: the pool ran out in round 1."""
     acquisition = CBDA(budget=1.0, unit="pixel", schedule=[0.2, 0.4], shares=[0.999, 0.001], max_share_per_image=0.9)
     with pytest.warns(UserWarning, match="pixels less than the budget asks"):
-        first, second = campaign(acquisition, tmp_path)
+        _, second = campaign(acquisition, tmp_path)
     assert sum(int(mask.sum()) for mask in second.values()) == 0
     assert acquisition.store.manifest(2)["images"] == 0
     assert acquisition.round == 2
