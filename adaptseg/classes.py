@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -141,10 +141,10 @@ class ClassTable:
             red, green, blue = (int(value) for value in row["color"])
             if not all(0 <= value <= 255 for value in (red, green, blue)):
                 raise AdaptSegError(f"class {position}: colour {row['color']} is outside 0..255")
-            listed = row.get("raw_ids") or [row.get("id", position)]
+            listed: Any = row.get("raw_ids") or [row.get("id", position)]
             if not isinstance(listed, (list, tuple)):
                 raise AdaptSegError(f"class {position}: raw_ids is {listed!r}; a list of ids is expected")
-            raw_ids = tuple(int(raw) for raw in listed)
+            raw_ids = tuple(int(raw) for raw in cast(list[Any], listed))
             classes.append(SemanticClass(str(row["name"]), (red, green, blue), bool(row.get("thing", False)), raw_ids))
         void_ids = table.get("void_ids", [table.get("ignore_index", VOID)])
         return cls(str(table["name"]), tuple(classes), tuple(int(raw) for raw in void_ids))
