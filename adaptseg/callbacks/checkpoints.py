@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from adaptseg import storage
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.weights import first_line
 
@@ -30,13 +32,16 @@ class MovableCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A kill while a checkpoint is written must leave the one before: write beside it, then rename."""
+    """A kill or a power cut while a checkpoint is written must leave the one before: write beside it, then rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
         super().save_checkpoint(checkpoint, partial, storage_options)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
+        storage.sync_folder(path.parent)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         try:
