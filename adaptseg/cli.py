@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -48,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in VERBS:
         return _fail(f"unknown verb '{arguments[0]}'; one of {', '.join(VERBS)} is expected (see adaptseg --help)")
-    # On the CPU, OpenMP threads that spin while they wait starve loader processes and whatever else runs: with one busy
-    # neighbour on two cores the demo's step took three times as long. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
 
     try:
