@@ -13,8 +13,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# One thread: the network is so small that a second one costs more in waiting than it computes (measured: 88 ms a pass
-# with one, 139 ms with two), and it suffers badly from whatever else runs.
+# One thread: for a network this small a second one gains little on an idle machine (67 ms a pass against 88) and makes
+# every step several times slower as soon as anything else runs, since the two wait for each other.
 demo: install  ## train CBDA on the embedded Streets pair: no data, no weights, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/adaptseg fit --config configs/cbda_20pct.yaml
 
