@@ -13,10 +13,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# One thread: for a network this small a second one gains little on an idle machine (67 ms a pass against 88) and makes
-# every step several times slower as soon as anything else runs, since the two wait for each other.
 demo: install  ## train CBDA on the embedded Streets pair: no data, no weights, no GPU
-	OMP_NUM_THREADS=1 $(BIN)/adaptseg fit --config configs/cbda_20pct.yaml
+	$(BIN)/adaptseg fit --config configs/cbda_20pct.yaml
 
 test: install
 	$(BIN)/python -m pytest
