@@ -10,6 +10,7 @@ Ratios are medians over steps of one run, the variants taking turns.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
 import warnings
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = prepared_batches(arguments.batch_size, arguments.steps)
     rates = {}
     for name, consistency, negative in (("cross-entropy", 0.0, 0.0), ("with RIPU's losses", 0.1, 1.0)):
