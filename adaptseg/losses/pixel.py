@@ -34,11 +34,30 @@ def cross_entropy(
     Returns:
         total () with gradient, count () int64.
     """
-    logits = at_least_float32(logits)
+    return negative_log_likelihood(
+        at_least_float32(logits).log_softmax(1),
+        labels,
+        class_weights=class_weights,
+        pixel_weights=pixel_weights,
+        ignore_index=ignore_index,
+    )
+
+
+def negative_log_likelihood(
+    log_probabilities: Tensor,
+    labels: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
+    ignore_index: int = VOID,
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` from log-softmax (B, C, H, W), for callers that need the probabilities as well: a softmax over
+    full-size logits is the dearest part of a pixel loss, and exp() of this one is nearly free.
+    """
     if class_weights is not None:
-        class_weights = class_weights.to(logits.dtype)
+        class_weights = class_weights.to(log_probabilities.dtype)
     # Summed outside: torch's own sum over pixels uses atomics on CUDA and differs from run to run.
-    loss = F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="none")
+    loss = F.nll_loss(log_probabilities, labels, class_weights, ignore_index=ignore_index, reduction="none")
     if pixel_weights is not None:
         loss = loss * pixel_weights.detach()
     return loss.sum(), (labels != ignore_index).sum()

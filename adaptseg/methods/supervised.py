@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Target
 from adaptseg.errors import AdaptSegError
-from adaptseg.losses.pixel import cross_entropy
+from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.reduce import global_mean
 from adaptseg.losses.ripu import boundary_consistency, negative_learning
 from adaptseg.methods.base import Method, StepResult
@@ -85,10 +85,10 @@ class Supervised(Method):
             "negative": self.negative_weight,
         }
         if batch.source is not None:
-            logits = self._logits(batch.source.image)
-            losses["source"] = global_mean(*cross_entropy(logits, batch.source.labels))
+            log_p = self._log_probabilities(batch.source.image)
+            losses["source"] = global_mean(*negative_log_likelihood(log_p, batch.source.labels))
             if self.consistency_weight:
-                losses["consistency"] = global_mean(*boundary_consistency(logits.softmax(1), batch.source.labels))
+                losses["consistency"] = global_mean(*boundary_consistency(log_p.exp(), batch.source.labels))
         if batch.target is not None and (self.target_weight or self.negative_weight):
             losses |= self._target_losses(batch.target, alone=batch.source is None)
         if not losses:
@@ -106,13 +106,13 @@ class Supervised(Method):
             # No pass without labels, as in the release; but every rank takes part in the mean, others may have some.
             nothing = torch.zeros((), device=target.image.device)
             return {"target": global_mean(nothing, nothing.long(), minimum=self.least_bought)}
-        logits = self._logits(target.image)
-        losses = {"target": global_mean(*cross_entropy(logits, target.bought), minimum=self.least_bought)}
+        log_p = self._log_probabilities(target.image)
+        losses = {"target": global_mean(*negative_log_likelihood(log_p, target.bought), minimum=self.least_bought)}
         if self.negative_weight:
-            losses["negative"] = global_mean(*negative_learning(logits.softmax(1), self.negative_threshold))
+            losses["negative"] = global_mean(*negative_learning(log_p.exp(), self.negative_threshold))
         return losses
 
-    def _logits(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) float32 at the size of the images."""
+    def _log_probabilities(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float32 log-softmax at the size of the images."""
         height, width = images.shape[-2:]
-        return resize_logits(self.student(images).logits.float(), (height, width))
+        return resize_logits(self.student(images).logits.float(), (height, width)).log_softmax(1)
