@@ -10,6 +10,7 @@ Ratios are medians over steps of one run, the variants taking turns.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import time
@@ -130,15 +131,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = prepared_batches(arguments.batch_size, arguments.steps)
-    rates = {}
+    rates, result = {}, {}
     for name, consistency, negative in (("cross-entropy", 0.0, 0.0), ("with RIPU's losses", 0.1, 1.0)):
         step, bare = measure_step(batches, consistency=consistency, negative=negative)
         rates[name] = 2 * arguments.batch_size / step
+        result[name] = {"step": step, "bare": bare, "ratio": step / bare}
         print(f"{name:20s} step {1e3 * step:7.1f} ms  bare {1e3 * bare:7.1f} ms  ratio {step / bare:.3f}")
     for name, cache in (("rendering", False), ("cached", True)):
         rate = pipeline_rate(arguments.batch_size, 1 if not cache else 3, cache=cache)
         needed = rates["with RIPU's losses"]
+        result[f"pipeline, {name}"] = {"images_per_second": rate, "ratio": rate / needed}
         print(f"pipeline, {name:9s} {rate:7.1f} images/s per worker, {rate / needed:.1f} times what the step consumes")
+    if arguments.save:
+        arguments.save.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
