@@ -49,7 +49,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def result_path(table: str, row: Row, seed: int) -> Path:
     """Where the JSON of one run lies."""
-    return RESULTS / table / f"{row.name.replace(' ', '_').replace('%', 'pct')}_seed{seed}.json"
+    return RESULTS / table / f"{row.name.replace(' ', '_').replace('%', 'pct').replace(',', '')}_seed{seed}.json"
 
 
 def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Path) -> None:
@@ -94,6 +94,14 @@ def _without_folder(flag: str) -> str:
 def _run_folder(runs: Path, row: Row, name: str) -> Path:
     stems = [Path(row.flags[i + 1]).stem for i, flag in enumerate(row.flags) if flag == "--config"]
     return (REPOSITORY / runs if not runs.is_absolute() else runs) / "+".join(stems) / name
+
+
+def make(table: str, rows: Sequence[Row], columns: Sequence[Column], given: argparse.Namespace) -> None:
+    """Run what the flags of `parser` ask for, then write the whole table into README.md."""
+    chosen = [row for row in rows if not given.rows or any(part in row.name for part in given.rows)]
+    if not given.print:
+        run_missing(table, chosen, given.seeds, given.runs)
+    write_into_readme(table, markdown(table, rows, columns))
 
 
 def load(table: str, row: Row) -> list[dict[str, Any]]:

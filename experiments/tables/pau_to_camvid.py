@@ -10,7 +10,7 @@ day, a video that shares its sequence with training frames) and on its dusk test
 from pathlib import Path
 from statistics import mean
 
-from common import BUYING, Column, Row, markdown, parser, run_missing, write_into_readme
+from common import BUYING, Column, Row, make, parser
 
 TABLE = "pau_to_camvid"
 SHARED = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian")
@@ -77,11 +77,7 @@ def main() -> None:
     arguments.add_argument("--weights", default="", help="ImageNet weights of MobileNetV2")
     given = arguments.parse_args()
     root, weights = (str(Path(path).resolve()) for path in (given.root, given.weights))
-    everything = rows(root, weights)
-    chosen = [row for row in everything if not given.rows or any(part in row.name for part in given.rows)]
-    if not given.print:
-        run_missing(TABLE, chosen, given.seeds, given.runs)
-    write_into_readme(TABLE, markdown(TABLE, everything, COLUMNS))
+    make(TABLE, rows(root, weights), COLUMNS, given)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Judged on the test split of the target look. Streets is synthetic: never compare these numbers with a paper's.
 """
 
-from common import BUYING, Column, Row, markdown, parser, run_missing, write_into_readme
+from common import BUYING, Column, Row, make, parser
 
 TABLE = "streets_gap"
 STEPS = "--trainer.max_steps=1500"
@@ -25,13 +25,5 @@ COLUMNS = [
 ]
 
 
-def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    rows = [row for row in ROWS if not arguments.rows or any(part in row.name for part in arguments.rows)]
-    if not arguments.print:
-        run_missing(TABLE, rows, arguments.seeds, arguments.runs)
-    write_into_readme(TABLE, markdown(TABLE, ROWS, COLUMNS))
-
-
 if __name__ == "__main__":
-    main()
+    make(TABLE, ROWS, COLUMNS, parser(__doc__).parse_args())
