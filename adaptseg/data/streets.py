@@ -15,7 +15,7 @@ import numpy.typing as npt
 from adaptseg.classes import STREETS
 from adaptseg.data.scenes import Scenes
 from adaptseg.data.streetscape import layout, looks
-from adaptseg.data.streetscape.canvas import OVERSAMPLING, Dice
+from adaptseg.data.streetscape.canvas import OVERSAMPLING, Dice, Palette
 from adaptseg.errors import AdaptSegError
 
 Look = Literal["game", "street", "fog", "night"]
@@ -27,6 +27,7 @@ _SPLITS: dict[str, tuple[range, int]] = {
     "val": (range(10_000, 12_000), 60),
     "test": (range(12_000, 16_000), 120),
 }
+_DOMAINS = (layout.GAME, Palette(looks.GAME)), (layout.TARGET, Palette(looks.STREET))
 _SMALLEST, _LARGEST = 32, 4096
 _CACHE_BYTES = 256 << 20
 """Rendered images and labels kept per data set: 2,000 scenes of 128 x 256."""
@@ -103,6 +104,9 @@ class Streets(Scenes):
         self._require_known(key)
         return self._size
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "look": self.look, "seed": self.seed, "size": list(self._size)}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_last": None}
 
@@ -129,15 +133,14 @@ class Streets(Scenes):
 
 
 def _render(look: Look, index: int, size: tuple[int, int], seed: int) -> _Scene:
-    game = look == "game"
-    habits, palette = (layout.GAME, looks.GAME) if game else (layout.TARGET, looks.STREET)
-    domain = 0 if game else 1
+    domain = 0 if look == "game" else 1
+    habits, palette = _DOMAINS[domain]
     height, width = size
     drawing = layout.compose(Dice(seed, index, domain), habits, palette, OVERSAMPLING * height, OVERSAMPLING * width)
+    sampled = drawing.surfaces[1::OVERSAMPLING, 1::OVERSAMPLING].astype(np.intp)
     # The last entropy word keeps the camera's randomness apart from the scene's.
-    image = looks.render(drawing, look, seed, index, domain, 1 + get_args(Look).index(look))
-    sampled = drawing.surfaces[1::OVERSAMPLING, 1::OVERSAMPLING]
-    return _Scene(image, drawing.train_ids[sampled], drawing.instances[sampled])
+    image = looks.render(drawing, sampled, look, seed, index, domain, 1 + get_args(Look).index(look))
+    return _Scene(image, np.take(drawing.train_ids, sampled), np.take(drawing.instances, sampled))
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -211,7 +211,7 @@ def test_palettes_name_the_same_parts():
 def naive_fill(height: int, width: int, polygons) -> np.ndarray:
     """Row by row, edge by edge."""
     canvas = np.zeros((height, width), np.int32)
-    for value, points in polygons:
+    for value, points in enumerate(polygons, 1):
         for row in range(height):
             y, crossings = row + 0.5, []
             for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
@@ -232,23 +232,23 @@ def test_polygons_are_filled_like_a_naive_loop(monkeypatch, band):
     for _ in range(20):
         height, width = rng.integers(1, 30, 2)
         polygons = []
-        for value in range(1, 12):
+        for _ in range(11):
             centre, spread = rng.uniform(-10, 40, 2), rng.choice([0.3, 4, 25])
             corners = centre + rng.uniform(-spread, spread, (int(rng.integers(3, 8)), 2))
             if rng.random() < 0.3:
                 corners = np.round(corners)  # horizontal edges, shared rows, no area
-            polygons.append((value, [tuple(c) for c in corners.tolist()]))
+            polygons.append([tuple(c) for c in corners.tolist()])
         painted = raster.fill_polygons(int(height), int(width), polygons)
         np.testing.assert_array_equal(painted, naive_fill(int(height), int(width), polygons))
 
 
 def test_later_polygons_cover_earlier_ones():
     square = [(0.0, 0.0), (6.0, 0.0), (6.0, 6.0), (0.0, 6.0)]
-    assert (raster.fill_polygons(6, 6, [(9, square), (2, square)]) == 2).all()
+    assert (raster.fill_polygons(6, 6, [square, square]) == 2).all()
     assert not raster.fill_polygons(6, 6, []).any()
-    assert not raster.fill_polygons(6, 6, [(3, [(50.0, 0.0), (60.0, 9.0), (50.0, 9.0)])]).any()
+    assert not raster.fill_polygons(6, 6, [[(50.0, 0.0), (60.0, 9.0), (50.0, 9.0)]]).any()
     pole = [(2.4, 0.0), (2.45, 0.0), (2.45, 6.0), (2.4, 6.0)]
-    assert (raster.fill_polygons(6, 6, [(1, pole)]) > 0).any(1).all()  # thinner than a pixel, still there
+    assert (raster.fill_polygons(6, 6, [pole]) > 0).any(1).all()  # thinner than a pixel, still there
 
 
 def test_dice_stay_in_range():

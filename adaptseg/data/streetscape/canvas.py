@@ -6,9 +6,9 @@ image, the labels and the instances of a scene agree by construction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,8 @@ class Dice:
     """Random choices from one seed. Only `Generator.random` is used: its stream is the most stable numpy offers."""
 
     def __init__(self, *entropy: int) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        self._pool: list[float] = []
-
-    def unit(self) -> float:
+        self.unit: Callable[[], float] = _units(entropy).__next__  # a scene asks for thousands: no call in between
         """Uniform in [0, 1)."""
-        if not self._pool:
-            self._pool = self._generator.random(512).tolist()
-        return self._pool.pop()
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.unit()
@@ -59,6 +53,12 @@ class Dice:
         return low + int(self.unit() * (high - low + 1))
 
 
+def _units(entropy: tuple[int, ...]) -> Iterator[float]:
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+    while True:
+        yield from reversed(generator.random(512).tolist())
+
+
 class Role(NamedTuple):
     """What a part is made of: its possible colours, how far a channel strays, its grain and whether it shines.
 
@@ -72,11 +72,21 @@ class Role(NamedTuple):
     glow: float = 0.0
 
 
-class Paint(NamedTuple):
-    """One colour mixed for one thing."""
+class Palette:
+    """Roles as tables, one row per possible colour (a swatch): all paints of a scene are then mixed in one go."""
 
-    role: str
-    color: Color
+    def __init__(self, roles: Mapping[str, Role]) -> None:
+        materials = [(role, color) for role in roles.values() for color in role.colors]
+        numbers = iter(range(len(materials)))
+        self.swatches = {name: [next(numbers) for _ in role.colors] for name, role in roles.items()}
+        self.colors = np.array([color for _, color in materials], np.float64)
+        self.stray = np.array([role.stray for role, _ in materials], np.float64)
+        self.grain = np.array([role.grain for role, _ in materials], np.float32)
+        self.glow = np.array([role.glow for role, _ in materials], np.float32)
+
+
+Paint = int
+"""One colour mixed for one thing: its number on the canvas."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ class Camera:
     eye: float
     bend: float
 
+    # The arithmetic of `column` and `row` stands again in what projects many points: calls cost more than sums.
+
     def column(self, x: float, z: float) -> float:
         return self.centre + self.focal * (x / z + self.bend * z)
 
@@ -101,7 +113,22 @@ class Camera:
         return self.horizon + self.focal * (self.eye - y) / z
 
     def point(self, x: float, y: float, z: float) -> tuple[float, float]:
-        return self.column(x, z), self.row(y, z)
+        return self.centre + self.focal * (x / z + self.bend * z), self.horizon + self.focal * (self.eye - y) / z
+
+    def upright(self, points: Points, z: float) -> Points:
+        """Points (X, Y) at one depth."""
+        centre, horizon, focal, eye, drift = self.centre, self.horizon, self.focal, self.eye, self.bend * z
+        return [(centre + focal * (x / z + drift), horizon + focal * (eye - y) / z) for x, y in points]
+
+    def along(self, x: float, points: Points) -> Points:
+        """Points (Z, Y) on an upright plane along the road."""
+        centre, horizon, focal, eye, bend = self.centre, self.horizon, self.focal, self.eye, self.bend
+        return [(centre + focal * (x / z + bend * z), horizon + focal * (eye - y) / z) for z, y in points]
+
+    def flat(self, points: Points) -> Points:
+        """Points (X, Z) on the ground."""
+        centre, horizon, focal, eye, bend = self.centre, self.horizon, self.focal, self.eye, self.bend
+        return [(centre + focal * (x / z + bend * z), horizon + focal * eye / z) for x, z in points]
 
     @property
     def nearest(self) -> float:
@@ -112,8 +139,7 @@ class Camera:
         """A ribbon along the road at height y: from `left` to `right` (m) and from `near` to `far` (m)."""
         near = max(near, self.nearest)
         depths = [near, *(z for z in (8.0, 12.0, 18.0, 28.0, 45.0, 75.0, 115.0) if near < z < far), far]
-        there = [self.point(left, y, z) for z in depths]
-        return there + [self.point(right, y, z) for z in reversed(depths)]
+        return [*self.along(left, [(z, y) for z in depths]), *self.along(right, [(z, y) for z in reversed(depths)])]
 
 
 class Light(NamedTuple):
@@ -126,12 +152,12 @@ class Light(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A finished canvas: surface numbers (h, w) int32, shadow mask (h, w) bool, one table row per surface.
+    """A finished canvas: surface numbers (h, w) unsigned, shadow mask (h, w) bool, one table row per surface.
 
     Inverse depth (1/m) of a pixel = base + slope * column + drop * |row - horizon| in canvas pixels: exact for planes.
     """
 
-    surfaces: npt.NDArray[np.int32]
+    surfaces: npt.NDArray[np.unsignedinteger[Any]]
     shadow: npt.NDArray[np.bool_]
     train_ids: npt.NDArray[np.uint8]
     instances: npt.NDArray[np.int32]
@@ -154,32 +180,22 @@ class Plane(NamedTuple):
 
 
 class Canvas:
-    """Collects surfaces; later shapes cover earlier ones."""
+    """Collects shapes, each a surface of its own; later ones cover earlier ones."""
 
-    def __init__(self, camera: Camera, palette: Mapping[str, Role], dice: Dice) -> None:
+    def __init__(self, camera: Camera, palette: Palette, dice: Dice) -> None:
         self.camera, self.palette, self.dice = camera, palette, dice
         self.lights: list[Light] = []
-        self._shapes: list[tuple[int, Points]] = []
-        self._shadows: list[tuple[int, Points]] = []
-        self._rows: list[tuple[int, int, Color, str, Plane]] = []
+        self._pens: list[tuple[int, int, Plane]] = []
+        self._mixes: list[tuple[int, float, float]] = []
+        self._shapes: list[tuple[Points, int, Paint, float]] = []
+        self._shadows: list[Points] = []
         self._instances = 0
 
     def paint(self, role: str) -> Paint:
         """Mix one of the role's colours."""
-        material, dice = self.palette[role], self.dice
-        r, g, b = dice.choose(material.colors)
-        stray = material.stray
-        common, tint = dice.between(-stray, stray), dice.between(-stray, stray) / 2
-        return Paint(role, (_level(r + common + tint), _level(g + common), _level(b + common - tint)))
-
-    def surface(self, train_id: int, instance: int, paint: Paint, light: float, plane: Plane) -> int:
-        r, g, b = paint.color
-        color = (_level(r * light), _level(g * light), _level(b * light))
-        self._rows.append((train_id, instance, color, paint.role, plane))
-        return len(self._rows) - 1
-
-    def fill(self, surface: int, points: Points) -> None:
-        self._shapes.append((surface, points))
+        dice = self.dice
+        self._mixes.append((dice.choose(self.palette.swatches[role]), dice.unit(), dice.unit()))
+        return len(self._mixes) - 1
 
     def sees(self, x: float, z: float, reach: float) -> bool:
         """Whether anything within `reach` metres to the left or right of (X = x, Z = z) can be in the picture."""
@@ -188,69 +204,84 @@ class Canvas:
 
     def cast(self, points: Points) -> None:
         """Lay a shadow on the ground; whatever stands on the ground hides it."""
-        self._shadows.append((1, points))
+        self._shadows.append(points)
+
+    def pen(self, name: str, instance: int, plane: Plane) -> Pen:
+        self._pens.append((TRAIN_ID[name], instance, plane))
+        return Pen(self._shapes, len(self._pens) - 1)
 
     def thing(self, name: str, depth: float) -> Pen:
         """A pen for a new object of a thing class, standing upright at `depth` (m)."""
         self._instances += 1
-        return Pen(self, TRAIN_ID[name], self._instances, Plane(base=1 / depth))
+        return self.pen(name, self._instances, Plane(base=1 / depth))
 
     def stuff(self, name: str, depth: float) -> Pen:
         """A pen for stuff (or void) standing upright at `depth` (m)."""
-        return Pen(self, TRAIN_ID[name], 0, Plane(base=1 / depth))
+        return self.pen(name, 0, Plane(base=1 / depth))
 
     def ground(self, name: str) -> Pen:
         """A pen for stuff that lies on the ground."""
-        return Pen(self, TRAIN_ID[name], 0, Plane(drop=1 / (self.camera.focal * self.camera.eye), ground=True))
+        return self.pen(name, 0, Plane(drop=1 / (self.camera.focal * self.camera.eye), ground=True))
 
     def wall(self, name: str, x: float, near: float, far: float) -> Pen:
         """A pen for stuff on an upright plane along the road at X = x, seen from depth `near` to `far`."""
         here, there = self.camera.column(x, near), self.camera.column(x, far)
         slope = (1 / near - 1 / far) / (here - there) if abs(here - there) > 1 else 0.0
-        return Pen(self, TRAIN_ID[name], 0, Plane(base=1 / near - slope * here, slope=slope))
+        return self.pen(name, 0, Plane(base=1 / near - slope * here, slope=slope))
 
     def sky(self) -> None:
         """Cover everything with sky; its inverse depth grows upwards, so haze thickens towards the horizon."""
-        pen = Pen(self, TRAIN_ID["sky"], 0, Plane(drop=0.03 / self.camera.height))
+        pen = self.pen("sky", 0, Plane(drop=0.03 / self.camera.height))
         w, h = self.camera.width, self.camera.height
         pen.fill(self.paint("sky"), [(0, 0), (w, 0), (w, h), (0, h)])
 
     def finish(self) -> Drawing:
-        train_ids, instances, colors, roles, planes = zip(*self._rows, strict=True)
-        materials = [self.palette[role] for role in roles]
+        outlines, pens, paints, lights = zip(*self._shapes, strict=True)
+        pen, paint, light = np.array(pens), np.array(paints), np.array(lights)[:, None]
+        train_ids, instances, planes = zip(*self._pens, strict=True)
+        stands = np.array(planes)[pen]
+        swatches, colors = self._mixed()
+        swatch = swatches[paint]
+        # Numbers start at 1 and the sky, the first shape, covers everything: none is left at 0.
+        surfaces = fill_polygons(self.camera.height, self.camera.width, outlines)
+        surfaces -= 1
         return Drawing(
-            fill_polygons(self.camera.height, self.camera.width, self._shapes),
+            surfaces,
             fill_polygons(self.camera.height, self.camera.width, self._shadows) > 0,
-            np.array(train_ids, np.uint8),
-            np.array(instances, np.int32),
-            np.array(colors, np.uint8),
-            np.array([m.grain for m in materials], np.float32),
-            np.array([m.glow for m in materials], np.float32),
-            np.array([p.ground for p in planes]),
-            np.array([p[:3] for p in planes], np.float32),
+            np.array(train_ids, np.uint8)[pen],
+            np.array(instances, np.int32)[pen],
+            _levels(colors[paint] * light).astype(np.uint8),
+            self.palette.grain[swatch],
+            self.palette.glow[swatch],
+            stands[:, 3] > 0,
+            stands[:, :3].astype(np.float32),
             self.lights,
             self.camera,
         )
 
+    def _mixed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Swatch (N,) and colour (N, 3) of every paint: channels stray together, and red against blue half as far."""
+        numbers, common, tint = np.array(self._mixes).T
+        swatches = numbers.astype(np.int64)
+        stray = self.palette.stray[swatches]
+        common, tint = 2 * stray * common - stray, (2 * stray * tint - stray) / 2
+        r, g, b = self.palette.colors[swatches].T
+        return swatches, _levels(np.stack((r + common + tint, g + common, b + common - tint), 1))
 
-def _level(value: float) -> int:
-    return min(max(int(value), 0), 255)
+
+def _levels(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.clip(np.trunc(values), 0, 255)
 
 
 class Pen:
     """Draws the parts of one object, or of one piece of stuff."""
 
-    def __init__(self, canvas: Canvas, train_id: int, instance: int, plane: Plane) -> None:
-        self.canvas, self._train_id, self._instance, self._plane = canvas, train_id, instance, plane
-        self._surfaces: dict[tuple[Paint, float], int] = {}
+    def __init__(self, shapes: list[tuple[Points, int, Paint, float]], number: int) -> None:
+        self._shapes, self._number = shapes, number
 
     def fill(self, paint: Paint, points: Points, light: float = 1.0) -> None:
         """Fill a polygon given in canvas pixels; `light` scales the colour."""
-        surface = self._surfaces.get((paint, light))
-        if surface is None:
-            surface = self.canvas.surface(self._train_id, self._instance, paint, light, self._plane)
-            self._surfaces[paint, light] = surface
-        self.canvas.fill(surface, points)
+        self._shapes.append((points, self._number, paint, light))
 
 
 class Board:
@@ -262,7 +293,8 @@ class Board:
         self._across = -self.unit if mirror else self.unit
 
     def at(self, points: Points) -> Points:
-        return [(self.left + self._across * x, self.foot - self.unit * y) for x, y in points]
+        left, foot, across, unit = self.left, self.foot, self._across, self.unit
+        return [(left + across * x, foot - unit * y) for x, y in points]
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> Points:
         return self.at(((x0, y0), (x1, y0), (x1, y1), (x0, y1)))

@@ -6,6 +6,11 @@ from adaptseg.data.streetscape.canvas import CIRCLE, Board, Canvas, Light, Paint
 
 _FLOOR = 3.1
 _CANOPY = (1.0, 0.86, 1.08, 0.9, 1.05, 0.84)  # radii that make a 12-gon look like foliage
+_SHADES = tuple(
+    # Clumps darker below, lighter above. Per corner: radius, across, up; half of all corners of a scene are leaves.
+    (size, light, tuple((k, dx, lift + size * k * dy) for (dx, dy), k in zip(CIRCLE, _CANOPY * 2, strict=True)))
+    for lift, size, light in ((0.0, 1.0, 0.75), (0.25, 0.72, 1.0), (0.42, 0.4, 1.2))
+)
 
 
 class _Panel:
@@ -16,19 +21,26 @@ class _Panel:
         self._along_road, self._side = along_road, side
 
     def quad(self, a: float, low: float, b: float, high: float) -> list[tuple[float, float]]:
+        camera = self._camera
         if self._along_road:
             near, far = self._z + a, self._z + b
-            left, right = self._camera.column(self._x, near), self._camera.column(self._x, far)
+            left, right = camera.column(self._x, near), camera.column(self._x, far)
         else:
             near = far = self._z
-            left = self._camera.column(self._x + self._side * a, near)
-            right = self._camera.column(self._x + self._side * b, near)
-        row = self._camera.row
-        return [(left, row(low, near)), (right, row(low, far)), (right, row(high, far)), (left, row(high, near))]
+            left, right = camera.column(self._x + self._side * a, near), camera.column(self._x + self._side * b, near)
+        horizon, foot, top = camera.horizon, camera.focal * (camera.eye - low), camera.focal * (camera.eye - high)
+        return [
+            (left, horizon + foot / near),
+            (right, horizon + foot / far),
+            (right, horizon + top / far),
+            (left, horizon + top / near),
+        ]
 
-    def visible(self, a: float, b: float, low: float) -> bool:
-        (left, foot), (right, other_foot), _, _ = self.quad(a, low, b, low)
-        return max(left, right) > 0 and min(left, right) < self._camera.width and max(foot, other_foot) > 0
+    def shows(self, quad: list[tuple[float, float]]) -> bool:
+        """Whether any of it can be in the picture."""
+        (left, foot), (right, other_foot), _, _ = quad
+        width = self._camera.width
+        return (left > 0 or right > 0) and (left < width or right < width) and (foot > 0 or other_foot > 0)
 
 
 def building(canvas: Canvas, side: int, x: float, near: float, far: float, height: float) -> None:
@@ -51,9 +63,10 @@ def building(canvas: Canvas, side: int, x: float, near: float, far: float, heigh
         pens[1].fill(facade, [*gable, camera.point(inner, ridge, near)], front_light)
     for pen, along, length, light in ((pens[0], True, far - near, side_light), (pens[1], False, width, front_light)):
         panel = _Panel(canvas, x, near, along_road=along, side=side)
-        if not panel.visible(0, length, 0):
+        front = panel.quad(0, 0, length, height)
+        if not panel.shows(front):
             continue
-        pen.fill(facade, panel.quad(0, 0, length, height), light)
+        pen.fill(facade, front, light)
         if not pitched:
             pen.fill(trim, panel.quad(0, height - 0.6, length, height), light)
         if near < 90:
@@ -85,15 +98,15 @@ def _windows(
     for floor in range(floors):
         sill = floor * _FLOOR + 1.0
         if strips:
-            if panel.visible(0, length, sill):
+            if panel.shows(panel.quad(0, sill, length, sill)):
                 pen.fill(glass, panel.quad(0.3, sill, length - 0.3, sill + 1.5), light)
             continue
         for i in range(bays):
             a, b = (i + 0.25) * step, (i + 0.75) * step
-            if not panel.visible(a, b, sill):
+            pane = panel.quad(a, sill, b, sill + 1.6)
+            if not panel.shows(pane):
                 continue
-            pane = lit if (5 * floor + 3 * i + habit) % 7 < 2 else glass
-            pen.fill(pane, panel.quad(a, sill, b, sill + 1.6), light)
+            pen.fill(lit if (5 * floor + 3 * i + habit) % 7 < 2 else glass, pane, light)
             if habit % 2:
                 pen.fill(trim, panel.quad(a - 0.1, sill - 0.2, b + 0.1, sill), light)
 
@@ -126,8 +139,9 @@ def fence(canvas: Canvas, x: float, near: float, far: float) -> None:
     for i in range(int(length / step)):
         if near + i * step > 45:
             break
-        if panel.visible(i * step, i * step + 0.24, 0):
-            pen.fill(rail, panel.quad(i * step, 0, i * step + 0.24, height))
+        paling = panel.quad(i * step, 0, i * step + 0.24, height)
+        if panel.shows(paling):
+            pen.fill(rail, paling)
     pen.fill(rail, panel.quad(0, height - 0.16, length, height), 1.1)
     pen.fill(rail, panel.quad(0, 0.2, length, 0.36), 0.9)
 
@@ -156,15 +170,11 @@ def tree(canvas: Canvas, x: float, z: float, height: float) -> None:
         (dice.between(-0.75, 0.75) * crown, middle + dice.between(-0.6, 0.5) * crown, dice.between(0.5, 0.8) * crown)
         for _ in range(8 if z < 14 else 5 if z < 30 else 3 if z < 60 else 2)
     ]
-    shades = ((0.0, 1.0, 0.75), (0.25, 0.72, 1.0), (0.42, 0.4, 1.2))
-    for lift, size, light in shades if z < 45 else shades[:2]:
+    for size, light, ring in _SHADES if z < 45 else _SHADES[:2]:
         for cx, cy, r in clumps:
-            ring = [
-                (cx + r * size * k * dx, cy + r * (lift + size * k * dy))
-                for (dx, dy), k in zip(CIRCLE, _CANOPY * 2, strict=True)
-            ]
-            pen.fill(leaf, board.at(ring), light)
-    canvas.cast([canvas.camera.point(x + dx * crown * 1.3 - 1.0, 0, z + dz * 0.8 * crown) for dx, dz in CIRCLE])
+            wide = r * size
+            pen.fill(leaf, board.at([(cx + wide * k * dx, cy + r * up) for k, dx, up in ring]), light)
+    canvas.cast(canvas.camera.flat([(x + dx * crown * 1.3 - 1.0, z + dz * 0.8 * crown) for dx, dz in CIRCLE]))
 
 
 def bush(canvas: Canvas, x: float, z: float, size: float) -> None:
@@ -196,7 +206,8 @@ def bollard(canvas: Canvas, x: float, z: float) -> None:
 def traffic_light(canvas: Canvas, x: float, z: float) -> None:
     """A signal on its pole; wide roads get a second one on an arm above the carriageway."""
     steel, housing = canvas.paint("pole"), canvas.paint("signal")
-    lens = canvas.paint(canvas.dice.choose(("signal_red", "signal_green")))
+    state = canvas.dice.choose(("signal_red", "signal_green"))
+    lens = canvas.paint(state)
     board, pole, pen = Board(canvas, x, z), canvas.stuff("pole", z), canvas.stuff("traffic light", z)
     heads = [(0.0, 2.4)]
     height = 3.4
@@ -209,7 +220,7 @@ def traffic_light(canvas: Canvas, x: float, z: float) -> None:
     for dx, foot in heads:
         pen.fill(housing, board.box(dx - 0.28, foot, dx + 0.28, foot + 1.25))
         for lens_row in range(3):
-            on = lens_row == (2 if lens.role == "signal_red" else 0)
+            on = lens_row == (2 if state == "signal_red" else 0)
             centre = foot + 0.24 + 0.385 * lens_row
             pen.fill(lens, board.disc(dx, centre, 0.165), 1.0 if on else 0.3)
 

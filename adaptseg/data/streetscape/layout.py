@@ -6,13 +6,13 @@ the street by falling depth. Along a straight road a plane further out never hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from adaptseg.data.streetscape import fabric, traffic
-from adaptseg.data.streetscape.canvas import Board, Camera, Canvas, Dice, Drawing, Role
+from adaptseg.data.streetscape.canvas import Board, Camera, Canvas, Dice, Drawing, Palette
 
 _FAR = 150.0
 _LANE = 3.3
@@ -66,7 +66,7 @@ class _Side(NamedTuple):
 _Standing = list[tuple[float, Callable[[], None]]]
 
 
-def compose(dice: Dice, habits: Habits, palette: Mapping[str, Role], height: int, width: int) -> Drawing:
+def compose(dice: Dice, habits: Habits, palette: Palette, height: int, width: int) -> Drawing:
     """Draw one scene on a canvas of height x width pixels."""
     camera = Camera(
         width=width,

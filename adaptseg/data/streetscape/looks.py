@@ -196,20 +196,21 @@ WEATHER: dict[str, Weather] = {
 }  # fmt: skip
 
 
-def render(drawing: Drawing, look: str, *entropy: int) -> npt.NDArray[np.uint8]:
-    """Turn a finished canvas into the picture of one look: RGB (H, W, 3) uint8."""
+def render(drawing: Drawing, sampled: npt.NDArray[np.intp], look: str, *entropy: int) -> npt.NDArray[np.uint8]:
+    """Turn a finished canvas, with the surface numbers (H, W) of its picture, into one look: RGB (H, W, 3) uint8."""
     weather, dice = WEATHER[look], Dice(*entropy)
     bits = np.random.Generator(np.random.PCG64(np.random.SeedSequence((*entropy, 1))))
-    sampled = drawing.surfaces[1::OVERSAMPLING, 1::OVERSAMPLING].astype(np.intp)
     height, width = sampled.shape
     picture = _downsample(drawing)
 
     y, x = dice.count(0, height - 1), dice.count(0, width - 1)
     for amplitude, field in zip(drawing.grain.T * np.float32(weather.grain), _grain(height, width), strict=True):
-        picture += np.take(amplitude, sampled) * field[y : y + height, x : x + width]
+        texture = np.take(amplitude, sampled)
+        texture *= field[y : y + height, x : x + width]
+        picture += texture
 
     shade = np.float32(dice.between(*weather.shadow))
-    covered = drawing.ground[sampled] & drawing.shadow[1::OVERSAMPLING, 1::OVERSAMPLING]
+    covered = np.take(drawing.ground, sampled) & drawing.shadow[1::OVERSAMPLING, 1::OVERSAMPLING]
     light = np.where(covered, shade, np.float32(1))
     darkest, brightest = weather.ambient
     share = dice.unit()
@@ -294,11 +295,15 @@ def _add_haze(picture: _Floats, drawing: Drawing, sampled: npt.NDArray[np.intp],
     """Mix in the colour of the air by depth; a table over inverse depth stands for exp()."""
     height, width = sampled.shape
     extinction, levels, nearest = dice.between(*weather.haze), 1024, 4.0
-    clear = [0.0, *(math.exp(-extinction * nearest * levels / level) for level in range(1, levels))]
+    clear = [0.0, *map(math.exp, (-extinction * nearest * levels / np.arange(1, levels)).tolist())]
     columns = np.arange(width, dtype=np.float32) * OVERSAMPLING
     rows = np.abs(np.arange(height, dtype=np.float32) * OVERSAMPLING - np.float32(drawing.camera.horizon))[:, None]
     base, slope, drop = (np.take(plane, sampled) for plane in drawing.planes.T * np.float32(nearest * levels))
-    level = np.clip(base + slope * columns + drop * rows, 0, levels - 1).astype(np.intp)
+    slope *= columns
+    drop *= rows
+    base += slope
+    base += drop
+    level = np.clip(base, 0, levels - 1, out=base).astype(np.intp)
     visible, air = np.take(np.array(clear, np.float32), level), _vector(weather.haze_color)
     picture -= air
     picture *= visible
@@ -318,11 +323,29 @@ def _expose(picture: _Floats, weather: Weather, dice: Dice, bits: np.random.Gene
         picture *= 1 - np.float32(weather.vignette / 2) * corner
     if weather.blur:
         side, middle = np.float32(weather.blur), np.float32(1 - 2 * weather.blur)
-        framed = np.concatenate((picture[:, :1], picture, picture[:, -1:]), 1)
-        picture = middle * picture + side * (framed[:, :-2] + framed[:, 2:])
-        framed = np.concatenate((picture[..., :1], picture, picture[..., -1:]), 2)
-        picture = middle * picture + side * (framed[..., :-2] + framed[..., 2:])
-    noise = bits.integers(0, 256, (2, 3, height, width), dtype=np.uint8).astype(np.int16)
-    picture += (noise[0] - noise[1]).astype(np.float32) * np.float32(dice.between(*weather.noise) / 255)
-    exposed = np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
+        for picture_along in (picture.swapaxes(0, 1), picture.transpose(2, 0, 1)):
+            _blur(picture_along, middle, side)
+    noise = _bytes(bits, (2, 3, height, width))
+    strength = np.float32(dice.between(*weather.noise) / 255)
+    picture += np.multiply(np.subtract(*noise, dtype=np.int16), strength, dtype=np.float32)
+    picture += np.float32(0.5)
+    exposed = np.clip(picture, 0, 255, out=picture).astype(np.uint8)
     return np.ascontiguousarray(exposed.transpose(1, 2, 0))
+
+
+def _blur(planes: _Floats, middle: np.float32, side: np.float32) -> None:
+    """3-tap filter along the first axis, in place; the frame repeats its outermost line."""
+    beside = np.empty_like(planes)
+    np.add(planes[:-2], planes[2:], out=beside[1:-1])
+    np.add(planes[0], planes[1], out=beside[0])
+    np.add(planes[-2], planes[-1], out=beside[-1])
+    beside *= side
+    planes *= middle
+    planes += beside
+
+
+def _bytes(bits: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Uniform bytes: those of `bits.integers(0, 256, shape, np.uint8)`, eight at a time."""
+    size = math.prod(shape)
+    words = bits.bit_generator.random_raw(-(-size // 8))
+    return words.astype("<u8", copy=False).view(np.uint8)[:size].reshape(shape)

@@ -17,14 +17,15 @@ class _Hull:
         self.flank_seen = self._left > 0 or self._right < 0
 
     def end(self, points: Points, *, back: float = 0.0) -> Points:
-        z = self._z + back
-        return [self._camera.point(self._left + u * (self._right - self._left), y, z) for u, y in points]
+        left, width = self._left, self._right - self._left
+        return self._camera.upright([(left + u * width, y) for u, y in points], self._z + back)
 
     def end_box(self, u0: float, y0: float, u1: float, y1: float, *, back: float = 0.0) -> Points:
         return self.end(((u0, y0), (u1, y0), (u1, y1), (u0, y1)), back=back)
 
     def flank(self, points: Points) -> Points:
-        return [self._camera.point(self._flank_x, y, self._z + d) for d, y in points]
+        z = self._z
+        return self._camera.along(self._flank_x, [(z + d, y) for d, y in points])
 
     def flank_box(self, d0: float, y0: float, d1: float, y1: float) -> Points:
         return self.flank(((d0, y0), (d1, y0), (d1, y1), (d0, y1)))
@@ -41,7 +42,7 @@ class _Hull:
 def _shadow(canvas: Canvas, x: float, z: float, width: float, length: float) -> None:
     half = width / 2 + 0.15
     corners = ((-half, -0.3), (half, -0.3), (half + 0.5, length), (-half, length))
-    canvas.cast([canvas.camera.point(x + dx, 0, z + dz) for dx, dz in corners])
+    canvas.cast(canvas.camera.flat([(x + dx, z + dz) for dx, dz in corners]))
 
 
 def _lamps(canvas: Canvas, pen: Pen, hull: _Hull, y: float, *, oncoming: bool) -> None:
@@ -196,7 +197,7 @@ def person(canvas: Canvas, x: float, z: float) -> None:
     scale = dice.choose((0.68, 0.92, 0.97, 1.0, 1.04))
     board = Board(canvas, x, z, scale=scale, mirror=dice.chance(0.5))
     pen, stride, swing = canvas.thing("person", z), dice.between(0.03, 0.3), dice.between(0.02, 0.22)
-    canvas.cast([canvas.camera.point(x + 0.35 * dx, 0, z + 0.5 * dz) for dx, dz in CIRCLE])
+    canvas.cast(canvas.camera.flat([(x + 0.35 * dx, z + 0.5 * dz) for dx, dz in CIRCLE]))
     pen.fill(trousers, board.limb(0.04, 0.85, stride, 0.03, 0.17), 0.85)
     pen.fill(trousers, board.limb(-0.04, 0.85, -stride, 0.03, 0.17))
     pen.fill(coat, board.limb(-0.17, 1.4, -0.2 - swing, 0.85, 0.12), 0.8)
@@ -253,7 +254,8 @@ def two_wheeler(canvas: Canvas, x: float, z: float, *, motor: bool, ridden: bool
     """A bicycle or motorcycle, parked or with a rider: an object of its own above it."""
     dice = canvas.dice
     board = Board(canvas, x, z, mirror=dice.chance(0.5), scale=1.08)
-    canvas.cast([canvas.camera.point(x + (0.8 if sideways else 0.3) * dx, 0, z + 0.5 * dz) for dx, dz in CIRCLE])
+    length = 0.8 if sideways else 0.3
+    canvas.cast(canvas.camera.flat([(x + length * dx, z + 0.5 * dz) for dx, dz in CIRCLE]))
     (_motorcycle if motor else _bicycle)(canvas, board, z, sideways=sideways)
     if not ridden:
         return
