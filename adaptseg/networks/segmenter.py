@@ -44,6 +44,8 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         num_classes: C, the channels of the logits.
+        pretrained: whether the encoder was given pre-trained weights when it was made; False in a network that `load`
+            rebuilt, whatever its weights once started from.
         accepts: which optional arguments of `forward` the network can honour.
         class_table, normalization: what the weights were trained for; None until `adaptseg.networks.load` sets them.
     """
@@ -56,6 +58,7 @@ class Segmenter(nn.Module, ABC):
         if num_classes < 2:
             raise AdaptSegError(f"num_classes: {num_classes} given, at least 2 expected")
         self.num_classes = num_classes
+        self.pretrained = False
         self.class_table: ClassTable | None = None
         self.normalization: Normalization | None = None
 
@@ -72,6 +75,17 @@ class Segmenter(nn.Module, ABC):
         Raises:
             AdaptSegError: an argument was given that is not in `accepts`.
         """
+
+    def encoded(self, images: Tensor) -> list[Tensor]:
+        """`Output.features` alone, where a network can spare the head's work.
+
+        Raises:
+            AdaptSegError: the network has no features to show.
+        """
+        features = self(images).features
+        if features is None:
+            raise AdaptSegError(f"{type(self).__name__} shows no encoder features; change the network's class_path")
+        return features
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
-import timm
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.normalization import Norm, has_batch_norm, replace_batch_norm
-from adaptseg.networks.segmenter import Output, Segmenter
-from adaptseg.networks.weights import first_line, load_encoder_weights
+from adaptseg.networks.encoder_decoder import EncoderDecoder
+from adaptseg.networks.encoders import making
+from adaptseg.networks.normalization import Norm
 
 Decoder = Literal[
     "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN",
@@ -75,18 +70,13 @@ _DECODERS: dict[Decoder, _Decoder] = {
 }
 
 
-class SmpSegmenter(Segmenter):
+class SmpSegmenter(EncoderDecoder):
     """An smp decoder on an smp or timm encoder, with logits at the decoder's own stride.
 
     Native strides: 1 for Unet, UnetPlusPlus, MAnet, Linknet; 4 for FPN, PAN, DeepLabV3Plus, UPerNet, Segformer; the
     output stride for PSPNet and DeepLabV3.
 
-    Images of any size are padded at the bottom and right to a multiple of the encoder's stride by repeating the last
-    row and column (global pooling and batch statistics then see more of the border, not a grey slab). The logits that
-    belong to the image come back as (B, C, ceil(H/s), ceil(W/s)). Where s does not divide a side, that grid's cells
-    are a little smaller than s pixels, and the logits are resampled onto it bilinearly: resizing them to (H, W) puts
-    every pixel exactly where it was, instead of stretching up to one cell of padding into the image. Features are cut
-    to ceil(H/t) cells at their own stride t, not resampled.
+    Images may have any size; see `EncoderDecoder`.
 
     Args:
         num_classes: C; linked from the data.
@@ -120,11 +110,9 @@ class SmpSegmenter(Segmenter):
         norm: Norm = "batch",
         dropout: float | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, norm=norm, called=f"decoder {decoder}")
         if decoder not in _DECODERS:
             raise AdaptSegError(f"decoder: '{decoder}' given, one of {', '.join(_DECODERS)} expected")
-        if norm not in ("batch", "frozen", "group"):
-            raise AdaptSegError(f"norm: '{norm}' given, one of batch, frozen, group expected")
         self._init_args = {
             "num_classes": num_classes,
             "decoder": decoder,
@@ -141,82 +129,14 @@ class SmpSegmenter(Segmenter):
         self.encoder = model.get_submodule("encoder")
         self.decoder = model.get_submodule("decoder")
         self.segmentation_head = model.get_submodule("segmentation_head")
-        if isinstance(weights, str):
-            load_encoder_weights(self.encoder, weights)
-        if norm == "group" and weights is not False and has_batch_norm(self.encoder):
-            raise AdaptSegError(
-                f"norm: group with pre-trained weights would throw away the batch norms of encoder '{encoder}'; "
-                "set weights: false, or norm: frozen"
-            )
-        replace_batch_norm(self, norm)
-        self._multiple = int(getattr(self.encoder, "output_stride", 32))
-        self._smallest = _DECODERS[decoder].smallest
+        self._complete(encoder, weights, smallest=_DECODERS[decoder].smallest)
 
-    def forward(
-        self, images: Tensor, *, crop: Tensor | tuple[int, ...] | None = None, token_mask: Tensor | None = None
-    ) -> Output:
-        """See `Segmenter.forward`; neither `crop` nor `token_mask` is accepted.
-
-        `features` are the encoder's stages, fine to coarse, without the image itself.
-
-        Raises:
-            AdaptSegError: batch norm in training was left with a single value per channel (batch of one before a
-                global pooling, or an image of one cell).
-        """
-        self._refuse_unsupported(crop=crop, token_mask=token_mask)
-        height, width = images.shape[-2:]
-        padded = F.pad(images, (0, self._excess(width), 0, self._excess(height)), mode="replicate")
-        try:
-            features = self.encoder(padded)
-            logits = self.segmentation_head(self.decoder(features))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise AdaptSegError(
-                f"batch norm cannot train on one value per channel (batch {tuple(images.shape)}, decoder "
-                f"{self._init_args['decoder']}); use a batch size of 2 or more, or norm: frozen or group"
-            ) from error
-        stages = [f for f in features if f is not padded and f.shape[1] > 0]
-        return Output(
-            logits=_onto_image(logits, padded.shape[-2] // logits.shape[-2], (height, width)),
-            features=[_cut(f, padded.shape[-2] // f.shape[-2], (height, width)) for f in stages],
-            auxiliary={},
-        )
+    def _decode(self, features: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.segmentation_head(self.decoder(features)), {}
 
     def config(self) -> dict[str, Any]:
         """See `Segmenter.config`."""
         return {"class_path": "adaptseg.networks.SmpSegmenter", "init_args": dict(self._init_args)}
-
-    def _excess(self, side: int) -> int:
-        """Pixels that `side` lacks to the next size the network can digest."""
-        return math.ceil(max(side, self._smallest) / self._multiple) * self._multiple - side
-
-
-def _cut(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """The cells of a padded grid that touch the image of `size` pixels."""
-    return cells[..., : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
-
-
-def _onto_image(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Cells of `stride` pixels, (B, C, h', w'), to (B, C, ceil(H/stride), ceil(W/stride)) that fill (H, W) exactly."""
-    for dim, side in ((-2, size[0]), (-1, size[1])):
-        if side % stride:
-            cells = _resample(cells, dim, side / stride)
-    return _cut(cells, stride, size)
-
-
-def _resample(cells: Tensor, dim: int, extent: float) -> Tensor:
-    """Linear interpolation of the first `extent` cells along `dim` to ceil(extent) cells.
-
-    Written out because `F.interpolate` copies, whatever its scale factor, when it finds the two sizes equal.
-    """
-    count, last = math.ceil(extent), cells.shape[dim] - 1
-    centres = (torch.arange(count, device=cells.device) + 0.5) * (extent / count) - 0.5
-    left = centres.floor().clamp(0, last).long()
-    share = (centres - left).clamp(0, 1).to(cells.dtype)
-    right = (left + 1).clamp(max=last)
-    shape = (count, 1) if dim == -2 else (count,)
-    return torch.lerp(cells.index_select(dim, left), cells.index_select(dim, right), share.reshape(shape))
 
 
 def _decoder_arguments(
@@ -246,33 +166,7 @@ def _decoder_arguments(
 
 
 def _make(decoder: Decoder, encoder: str, classes: int, arguments: dict[str, Any], *, from_hub: bool) -> nn.Module:
-    _check_encoder(encoder)
-    try:
-        with warnings.catch_warnings():
-            # smp and timm warn here of their own renamings ("timm-", deprecated model names): not the user's doing.
-            warnings.simplefilter("ignore")
-            return _DECODERS[decoder].model(
-                encoder_name=encoder, encoder_weights="imagenet" if from_hub else None, classes=classes, **arguments
-            )
-    # Only the user's names and numbers go in; what smp, timm and the hub's client raise on them has no common class.
-    except Exception as error:
-        if from_hub:
-            raise AdaptSegError(
-                f"encoder '{encoder}' with ImageNet weights from the hub cannot be made: {first_line(error)}; "
-                "without access to the hub set weights: false or a local file"
-            ) from error
-        raise AdaptSegError(f"decoder {decoder} on encoder '{encoder}' cannot be made: {first_line(error)}") from error
-
-
-def _check_encoder(encoder: str) -> None:
-    if encoder.startswith("tu-"):
-        known = timm.is_model(encoder[3:])
-        published = timm.get_pretrained_cfg(encoder[3:]) if known else None
-        if published is not None and published.fixed_input_size:
-            raise AdaptSegError(
-                f"encoder: '{encoder}' reads images of {published.input_size[1:]} only; any size expected"
-            )
-    else:
-        known = encoder in smp.encoders.encoders or smp.encoders.is_equivalent_to_timm_universal(encoder)
-    if not known:
-        raise AdaptSegError(f"encoder: '{encoder}' is no encoder of smp, nor 'tu-' and the name of a timm model")
+    with making(f"decoder {decoder} on encoder '{encoder}'", encoder, from_hub=from_hub):
+        return _DECODERS[decoder].model(
+            encoder_name=encoder, encoder_weights="imagenet" if from_hub else None, classes=classes, **arguments
+        )
