@@ -33,6 +33,24 @@ def global_mean(total: Tensor, count: Tensor, *, minimum: float = 1.0) -> Tensor
     return total * ranks / everywhere.to(total.dtype).clamp(min=minimum)
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean over all processes of a tensor without gradient: for shares of equally large parts. A collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def any_over_ranks(flags: Tensor) -> Tensor:
+    """Elementwise or of a bool tensor over all processes. A collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flags
+    anywhere = flags.to(torch.uint8)
+    dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+    return anywhere.bool()
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values as float32 (a softmax, a logarithm, 1e-6 need it under autocast); others unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
