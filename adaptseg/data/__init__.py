@@ -7,5 +7,7 @@ from adaptseg.data.camvid import CamVid as CamVid
 from adaptseg.data.cityscapes import Cityscapes as Cityscapes
 from adaptseg.data.folder import Folder as Folder
 from adaptseg.data.pair import DomainPair as DomainPair
+from adaptseg.data.rare_classes import RareClassSampling as RareClassSampling
 from adaptseg.data.scenes import Scenes as Scenes
+from adaptseg.data.statistics import ClassStatistics as ClassStatistics
 from adaptseg.data.streets import Streets as Streets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,7 +44,15 @@ class Target(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One training batch; `source` is None for target-only data, `target` is None for source-only training."""
+    """One training batch.
+
+    Attributes:
+        source: None for target-only data.
+        target: None for source-only training.
+        samples: global sample number of each of the B positions, in any domain. A method derives the random draws of a
+            position from it, so that one process and many draw alike; empty where a batch was made by hand.
+    """
 
     source: Labelled | None
     target: Target | None
+    samples: Sequence[int] = ()

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptseg.classes import CAMVID
-from adaptseg.data.files import choose, choose_listed, find_files, read_lines, read_train_ids, require_labels
+from adaptseg.data.files import (
+    choose,
+    choose_listed,
+    file_stamps,
+    find_files,
+    read_lines,
+    read_train_ids,
+    require_labels,
+)
 from adaptseg.data.scenes import Scenes, read_image, read_size
 
 
@@ -54,6 +62,10 @@ class CamVid(Scenes):
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._image_path(key))
+
+    def identity(self) -> dict[str, Any]:
+        stamps = file_stamps(self._labels / f"{key}.png" for key in self.keys)
+        return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
 
     def _image_path(self, key: str) -> Path:
         return self._images / f"{key}.png"

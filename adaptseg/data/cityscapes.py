@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES
-from adaptseg.data.files import check_same_size, choose, find_files, read_train_ids, require_labels
+from adaptseg.data.files import check_same_size, choose, file_stamps, find_files, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
 from adaptseg.errors import AdaptSegError
 
@@ -84,6 +84,12 @@ class Cityscapes(Scenes):
         ids = read_ids(path)
         check_same_size(ids, path, self._image_path(key))
         return np.where(ids >= _FIRST_INSTANCE, ids, 0).astype(np.int32)
+
+    def identity(self) -> dict[str, Any]:
+        if not self.labelled:
+            return super().identity()
+        stamps = file_stamps(self._label_path(key, self._ids) for key in self.keys)
+        return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
 
     def _image_path(self, key: str) -> Path:
         return self._images / f"{key}{_IMAGE}"

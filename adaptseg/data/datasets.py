@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,9 +16,17 @@ from torch.utils.data import Dataset
 from adaptseg.classes import VOID
 from adaptseg.data import transforms
 from adaptseg.data.batch import Batch, Labelled, Target
+from adaptseg.data.rare_classes import RareClasses
 from adaptseg.data.sampling import generator, scene_index
 from adaptseg.data.scenes import Scenes
+from adaptseg.data.transforms import Geometry
 from adaptseg.errors import AdaptSegError
+
+Margins = tuple[float, float, float, float]
+"""Top, bottom, left, right, as shares of a scene's height or width."""
+
+_REDRAWS = 10
+"""How often a crop that one class dominates is drawn anew at most: mmsegmentation's `RandomCrop`, DAFormer's too."""
 
 
 class BoughtLabels(Protocol):
@@ -40,6 +49,12 @@ class TargetItem(NamedTuple):
     bought: Tensor
 
 
+class PairItem(NamedTuple):
+    source: LabelledItem | None
+    target: TargetItem | None
+    sample: int
+
+
 @dataclass(frozen=True)
 class View:
     """How a domain's scenes are cut and normalised for training: sizes are (H, W), None = native."""
@@ -56,6 +71,10 @@ class PairDataset(Dataset):
     """Sample number -> one source scene and one target scene (either may be absent from the pair).
 
     Both are pure functions of (seed, sample number) and, for the target, of the labels bought so far.
+
+    With `rare_classes` source scenes are drawn for a class, and a crop is drawn anew until it shows that class. With
+    `max_class_share` it is drawn anew, 10 times at most, until no class dominates it. With both, as in DAFormer's
+    release, each draw of the first rule is the outcome of the second: the class that is looked for goes first.
     """
 
     source: Scenes | None
@@ -65,22 +84,50 @@ class PairDataset(Dataset):
     seed: int
     bought: BoughtLabels | None
     with_instances: bool = False
+    rare_classes: RareClasses | None = None
+    max_class_share: float | None = None
+    untrusted_margins: Margins = (0, 0, 0, 0)
 
-    def __getitem__(self, sample: int) -> tuple[LabelledItem | None, TargetItem | None]:
-        return self._source_item(sample), self._target_item(sample)
+    def __getitem__(self, sample: int) -> PairItem:
+        return PairItem(self._source_item(sample), self._target_item(sample), sample)
 
     def _source_item(self, sample: int) -> LabelledItem | None:
         if self.source is None:
             return None
         scenes, view = self.source, self.source_view
-        key = scenes.keys[scene_index(sample, len(scenes.keys), seed=self.seed, stream="source")]
+        if self.rare_classes is None:
+            wanted, index = None, scene_index(sample, len(scenes.keys), seed=self.seed, stream="source")
+        else:
+            wanted, index = self.rare_classes.draw(sample, seed=self.seed)
+        key = scenes.keys[index]
         image = transforms.resized_image(scenes.image(key), view.size)
         size = (image.shape[-2], image.shape[-1])
-        geometry = transforms.draw_geometry(size, view.crop, view.flip, generator(self.seed, "source", sample))
-        maps = [scenes.labels(key)] + ([scenes.instances(key)] if self.with_instances else [])
-        labels, *instances = (transforms.cut(transforms.resized_map(values, size), geometry) for values in maps)
+        labels = transforms.resized_map(scenes.labels(key), size)
+        geometry = self._source_geometry(labels, wanted, generator(self.seed, "source", sample))
+        instances = None
+        if self.with_instances:
+            instances = transforms.cut(transforms.resized_map(scenes.instances(key), size), geometry)
         image = transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
-        return LabelledItem(key, image, labels, instances[0] if instances else None)
+        return LabelledItem(key, image, transforms.cut(labels, geometry), instances)
+
+    def _source_geometry(self, labels: Tensor, wanted: int | None, rng: np.random.Generator) -> Geometry:
+        """What to cut from a scene with these labels (H, W), drawn for the class `wanted`, if any."""
+        view, rare, max_share = self.source_view, self.rare_classes, self.max_class_share
+        size = (labels.shape[0], labels.shape[1])
+        draw = partial(transforms.draw_geometry, size, view.crop, view.flip, rng)
+        if view.crop is None:
+            return draw()  # every draw would show the same
+
+        def is_varied(geometry: Geometry) -> bool:
+            return max_share is None or transforms.is_varied(transforms.cut(labels, geometry), max_share)
+
+        def shows_wanted(geometry: Geometry) -> bool:
+            if rare is None or wanted is None:
+                return True
+            return transforms.class_share(transforms.cut(labels, geometry), wanted) > rare.rule.min_crop_share
+
+        varied = partial(transforms.redrawn, draw, is_varied, _REDRAWS)
+        return transforms.redrawn(varied, shows_wanted, rare.rule.attempts if rare else 0)
 
     def _target_item(self, sample: int) -> TargetItem | None:
         if self.target is None:
@@ -94,8 +141,9 @@ class PairDataset(Dataset):
             bought = torch.full((geometry.height, geometry.width), VOID, dtype=torch.int64)
         else:
             bought = transforms.cut(transforms.resized_map(self.bought.labels(key), size), geometry)
+        trusted = transforms.cut(transforms.trusted_map(size, self.untrusted_margins), geometry)
         image = transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
-        return TargetItem(key, image, torch.ones_like(bought, dtype=torch.bool), bought)
+        return TargetItem(key, image, trusted, bought)
 
 
 @dataclass
@@ -118,11 +166,11 @@ class EvaluationDataset(Dataset):
         return LabelledItem(key, image, torch.from_numpy(labels.astype(np.int64)), None)
 
 
-def collate_pair(items: list[tuple[LabelledItem | None, TargetItem | None]]) -> Batch:
+def collate_pair(items: list[PairItem]) -> Batch:
     """Stack the items of one micro-batch."""
-    sources, targets = zip(*items, strict=True)
-    target = None if targets[0] is None else collate_target(list(targets))
-    return Batch(collate_labelled(list(sources)) if sources[0] is not None else None, target)
+    sources, targets, samples = zip(*items, strict=True)
+    source = None if sources[0] is None else collate_labelled(list(sources))
+    return Batch(source, None if targets[0] is None else collate_target(list(targets)), list(samples))
 
 
 def collate_target(items: list[TargetItem]) -> Target:

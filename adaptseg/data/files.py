@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,22 @@ def read_train_ids(label_path: Path, image_path: Path, class_table: ClassTable) 
         return class_table.train_ids(raw)
     except AdaptSegError as error:
         raise AdaptSegError(f"{label_path}: {error}") from error
+
+
+def file_stamps(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """(size in bytes, time of the last change in ns) of each file: a cheap sign that it was rewritten.
+
+    Raises:
+        AdaptSegError: names a file that is missing.
+    """
+    stamps: list[tuple[int, int]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise AdaptSegError(f"file {path} cannot be read: {error.strerror}") from error
+        stamps.append((status.st_size, status.st_mtime_ns))
+    return stamps
 
 
 def check_same_size(labels: npt.NDArray[np.integer], label_path: Path, image_path: Path) -> None:

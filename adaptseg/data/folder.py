@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from adaptseg.data.files import (
     IMAGE_ENDINGS,
     choose,
     choose_listed,
+    file_stamps,
     find_files,
     read_lines,
     read_train_ids,
@@ -76,6 +78,12 @@ class Folder(Scenes):
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._image_path(key))
+
+    def identity(self) -> dict[str, Any]:
+        if self._labels is None:
+            return super().identity()
+        stamps = file_stamps(self._labels / f"{key}.png" for key in self.keys)
+        return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
 
     def _image_path(self, key: str) -> Path:
         return self._images / f"{key}{self._endings[key]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,17 +12,21 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from adaptseg.classes import ClassTable
+from adaptseg.console import say
 from adaptseg.data.datasets import (
     BoughtLabels,
     EvaluationDataset,
+    Margins,
     PairDataset,
     View,
     collate_labelled,
     collate_pair,
 )
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.data.rare_classes import RareClasses, RareClassSampling
 from adaptseg.data.sampling import StepSampler
 from adaptseg.data.scenes import Scenes
+from adaptseg.data.statistics import ClassStatistics, class_statistics, read_statistics
 from adaptseg.errors import AdaptSegError
 
 Size = tuple[int, int]
@@ -51,6 +56,15 @@ class DomainPair(LightningDataModule):
         tick: steps between two looks at the clock (validation, rounds, checkpoints); null = a twentieth of max_steps.
         workers: loader processes; 0 loads in the training process.
         with_instances: also load the source's instance ids.
+        rare_class_sampling: draw source scenes by class, rare ones more often, instead of each scene once per pass;
+            target scenes are drawn as ever. DAFormer: {} (all defaults).
+        max_class_share: a source crop is drawn anew, 10 times at most, until no class fills more than this share of its
+            non-void pixels; needs `crop`. DAFormer and its kin: 0.75.
+        untrusted_margins: top, bottom, left and right of a target scene that give no pseudo-labels, as shares of its
+            height and width; cropped and mirrored with the scene. On Cityscapes, to leave out the car's bonnet and
+            blurred rims: DAFormer [0.029297, 0.234375, 0, 0], HRDA and MIC [0.029297, 0.234375, 0.014648, 0.014648].
+        cache: folder, shared by runs, for what is counted once on a data set.
+        statistics: class statistics of the source, a file from another run's `cache`; null = counted on first use.
         seed: filled in from `seed_everything`.
     """
 
@@ -71,6 +85,11 @@ class DomainPair(LightningDataModule):
         tick: int | None = None,
         workers: int = 2,
         with_instances: bool = False,
+        rare_class_sampling: RareClassSampling | None = None,
+        max_class_share: float | None = None,
+        untrusted_margins: Margins = (0.0, 0.0, 0.0, 0.0),
+        cache: str = "cache",
+        statistics: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -88,8 +107,13 @@ class DomainPair(LightningDataModule):
         self.pool_size, self.tick_steps, self.with_instances = pool_size, tick, with_instances
         self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
         self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
+        self.rare_class_sampling, self.max_class_share = rare_class_sampling, max_class_share
+        self.untrusted_margins, self.cache, self.statistics = untrusted_margins, cache, statistics
         self.bought: BoughtLabels | None = None
+        self._statistics: ClassStatistics | None = None
+        self._rare_classes: RareClasses | None = None
         self._check_tables()
+        self._check_drawing()
 
     def _check_tables(self) -> None:
         for name in ("source", "val", "test", "predict"):
@@ -102,6 +126,23 @@ class DomainPair(LightningDataModule):
             scenes = getattr(self, name)
             if scenes is not None and not scenes.labelled:
                 raise AdaptSegError(f"data.{name} has no labels; use data.predict for unlabelled scenes")
+
+    def _check_drawing(self) -> None:
+        margins, share = self.untrusted_margins, self.max_class_share
+        sums = margins[0] + margins[1], margins[2] + margins[3]
+        if not (all(margin >= 0 for margin in margins) and max(sums) < 1):  # a NaN is neither
+            raise AdaptSegError(
+                f"data.untrusted_margins is {list(margins)}; [top, bottom, left, right] are shares of 0 or more, of "
+                "which top + bottom and left + right are below 1"
+            )
+        if share is not None:
+            if not 0 < share <= 1:
+                raise AdaptSegError(f"data.max_class_share is {share}; a share in (0, 1] is expected")
+            if self.source_view.crop is None:
+                raise AdaptSegError("data.max_class_share is about crops; set data.crop, or max_class_share: null")
+        for name, given in (("max_class_share", share), ("rare_class_sampling", self.rare_class_sampling)):
+            if given is not None and self.source is None:
+                raise AdaptSegError(f"data.{name} is about the source; give data.source, or {name}: null")
 
     @property
     def class_table(self) -> ClassTable:
@@ -121,6 +162,36 @@ class DomainPair(LightningDataModule):
         if max_steps < 1:
             raise AdaptSegError(f"trainer.max_steps is {max_steps}; give the number of optimiser steps to train")
         return self.tick_steps or math.ceil(max_steps / 20)
+
+    # ---- the source's classes
+
+    def source_statistics(self) -> ClassStatistics:
+        """Class statistics of the source, counted on first use. Under DDP every process must call it.
+
+        Raises:
+            AdaptSegError: there is no source, its labels cannot be counted, or `statistics` is not about it.
+        """
+        if self.source is None:
+            raise AdaptSegError("data.source is missing: class statistics are counted on its labels")
+        if self._statistics is None:
+            if self.statistics is not None:
+                self._statistics = read_statistics(Path(self.statistics), self.source)
+            else:
+                self._statistics = class_statistics(self.source, Path(self.cache))
+        return self._statistics
+
+    def rare_classes(self) -> RareClasses | None:
+        """What rare-class sampling draws from; None without it."""
+        if self._rare_classes is None and self.rare_class_sampling is not None:
+            self._rare_classes = RareClasses.prepare(self.rare_class_sampling, self.source_statistics())
+            if self.trainer is None or self.trainer.global_rank == 0:
+                for note in self._rare_classes.notes(self.class_table):
+                    say(note)
+        return self._rare_classes
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.rare_classes()  # counted, or found wanting, before anything else begins
 
     # ---- training
 
@@ -151,6 +222,9 @@ class DomainPair(LightningDataModule):
             self.seed,
             self.bought,
             self.with_instances,
+            self.rare_classes(),
+            self.max_class_share,
+            self.untrusted_margins,
         )
         return DataLoader(
             dataset,

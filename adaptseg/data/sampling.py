@@ -7,10 +7,12 @@ from `generator(seed, stream, n)` alone, so the order survives a resume and does
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -55,3 +57,21 @@ class StepSampler(Sampler[list[int]]):
         for micro_batch in range(self.start, self.tick[1]):
             first = micro_batch * self.batch_size + self.rank * self.share
             yield list(range(first, first + self.share))
+
+
+def uniform_draws(seed: int, stream: str, samples: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Uniform random numbers for the samples of a batch, whatever process holds them and whatever was drawn before.
+
+    Args:
+        seed: of the run.
+        stream: name of what the numbers are for; streams are independent.
+        samples: sample numbers, 0 or more.
+        shape: of one sample's numbers; () is a single one.
+
+    Returns:
+        (len(samples), *shape) float32 on the CPU in [0, 1); row i comes from `generator(seed, stream, samples[i])`.
+    """
+    draws = np.empty((len(samples), *shape), np.float32)
+    for row, sample in enumerate(samples):
+        draws[row] = generator(seed, stream, sample).random(shape, dtype=np.float32)
+    return torch.from_numpy(draws)

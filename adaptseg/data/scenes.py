@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,12 @@ class Scenes(ABC):
     @abstractmethod
     def size(self, key: str) -> tuple[int, int]:
         """(H, W) of the scene, from the file header alone."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the labels, in plain types: a cache of something counted on them is named by its hash. A reader
+        adds its settings and, where it reads files, the stamps of its label files (`files.file_stamps`)."""
+        reader = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"reader": reader, "keys": list(self.keys), "class_table": self.class_table.to_dict()}
 
     def instances(self, key: str) -> npt.NDArray[np.int32]:
         """Instance ids (H, W) int32: 0 = no instance, else unique within the scene."""

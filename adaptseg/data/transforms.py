@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from adaptseg.classes import VOID
 from adaptseg.data.resize import resize_nearest
 from adaptseg.errors import AdaptSegError
 
@@ -34,6 +36,40 @@ def draw_geometry(
     top = int(rng.integers(size[0] - height + 1))
     left = int(rng.integers(size[1] - width + 1))
     return Geometry(top, left, height, width, flip and bool(rng.random() < 0.5))
+
+
+def redrawn(draw: Callable[[], Geometry], accepts: Callable[[Geometry], bool], redraws: int) -> Geometry:
+    """Draw until accepted, `redraws` more times at most; the last one is kept, accepted or not."""
+    geometry = draw()
+    for _ in range(redraws):
+        if accepts(geometry):
+            break
+        geometry = draw()
+    return geometry
+
+
+def is_varied(labels: Tensor, max_class_share: float) -> bool:
+    """Whether no class fills more than `max_class_share` of the non-void pixels of a crop (h, w) int64, which must have
+    some."""
+    counts = torch.bincount(labels.flatten(), minlength=VOID + 1)[:VOID]
+    total = int(counts.sum())
+    return total > 0 and int(counts.max()) <= max_class_share * total
+
+
+def class_share(labels: Tensor, class_id: int) -> float:
+    """Share of a class in all pixels of a crop (h, w) int64, void included."""
+    return int((labels == class_id).sum()) / labels.numel()
+
+
+def trusted_map(size: tuple[int, int], margins: tuple[float, float, float, float]) -> Tensor:
+    """(*size) bool, False within the margins: top, bottom, left and right as shares of the height or width, each
+    rounded to whole pixels."""
+    (height, width), (top, bottom, left, right) = size, margins
+    trusted = torch.zeros(size, dtype=torch.bool)
+    rows = slice(round(top * height), height - round(bottom * height))
+    columns = slice(round(left * width), width - round(right * width))
+    trusted[rows, columns] = True
+    return trusted
 
 
 def resized_image(image: NDArray[np.uint8], size: tuple[int, int] | None) -> Tensor:

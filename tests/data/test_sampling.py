@@ -7,8 +7,9 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 
-from adaptseg.data.sampling import StepSampler, generator, scene_index
+from adaptseg.data.sampling import StepSampler, generator, scene_index, uniform_draws
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 10])
@@ -89,3 +90,39 @@ def test_a_restart_inside_a_tick_serves_the_rest_and_tells_the_whole_length(star
 def test_samples_of_a_pass_are_plain_numbers() -> None:
     assert all(type(index) is int for batch in served((0, 3), start=0, batch_size=2) for index in batch)
     assert isinstance(scene_index(np.int64(3), 4, seed=0, stream="a"), int)  # type: ignore[arg-type]
+
+
+# ---- draws of a step
+
+
+def test_draws_of_a_sample_depend_on_its_number_alone() -> None:
+    together = uniform_draws(3, "jitter", [8, 9, 10, 11], (2, 5))
+    assert together.shape == (4, 2, 5)
+    assert together.dtype == torch.float32
+    for row, sample in enumerate([8, 9, 10, 11]):
+        assert torch.equal(uniform_draws(3, "jitter", [sample], (2, 5))[0], together[row])
+    assert torch.equal(uniform_draws(3, "jitter", [11, 8], (2, 5)), together[[3, 0]])
+
+
+def test_draws_differ_in_seed_stream_and_sample() -> None:
+    draws = [uniform_draws(*key, (4,)) for key in ((0, "a", [0]), (1, "a", [0]), (0, "b", [0]), (0, "a", [1]))]
+    assert len({tuple(d.flatten().tolist()) for d in draws}) == 4
+
+
+def test_draws_are_uniform_in_the_half_open_unit_interval() -> None:
+    draws = uniform_draws(0, "mask", range(50), (200,))
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    counts = torch.histc(draws, bins=10, min=0, max=1)
+    assert (counts - 1000).abs().max() < 150  # standard deviation 30
+
+
+def test_draws_of_no_sample_and_of_a_single_number() -> None:
+    assert uniform_draws(0, "a", [], (3,)).shape == (0, 3)
+    assert uniform_draws(0, "a", [4, 5], ()).shape == (2,)
+
+
+def test_the_stream_of_draws_is_frozen() -> None:
+    """A resumed run of an earlier version must see the augmentation it began with."""
+    expected = [[0.5505694, 0.0189676], [0.9972292, 0.768833]]
+    torch.testing.assert_close(uniform_draws(0, "jitter", [0, 2**33], (2,)), torch.tensor(expected), rtol=0, atol=1e-6)
