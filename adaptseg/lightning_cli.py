@@ -26,11 +26,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 
 import adaptseg.data
 import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
-from adaptseg import run_directory
+from adaptseg import console, run_directory
 from adaptseg.active import Acquisition
 from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from adaptseg.callbacks.panels import Panels
@@ -266,10 +265,7 @@ def _is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-@rank_zero_only
-def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    Console(soft_wrap=True).print(text, highlight=False)
+say = rank_zero_only(console.say)
 
 
 def _strategy(config: dict[str, Any]) -> Any:
@@ -315,6 +311,7 @@ def _quiet(verb: str) -> None:
         r".*The number of training batches .* is smaller than the logging interval",  # short ticks
         r".*Total length of `list` across ranks is zero",  # data.val is null
         r".*resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it stopped
+        r"Found \d+ module\(s\) in eval mode",  # a teacher, frozen norms
         r".*GPU available but not used",  # trainer.accelerator is the user's choice
         r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
         r".*`broadcast_buffers` is deprecated",  # torch 2.15; its successor is unknown to torch 2.6

@@ -25,6 +25,7 @@ from adaptseg.active.oracles import Oracle
 from adaptseg.active.regions import dilate, squares
 from adaptseg.active.rounds import Acquisition, Snapshot, probabilities_of, tracked
 from adaptseg.active.selection import GlobalSelector, select_regions
+from adaptseg.console import say
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 
@@ -152,6 +153,16 @@ class CBDA(Acquisition):
         """Fractions of max_steps, rounded up to whole ticks."""
         # The tolerance keeps 0.35 * 2000 = 700.0000000000001 from spilling into the next tick.
         return [math.ceil(fraction * max_steps / tick - 1e-9) * tick for fraction in self.schedule]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            for fraction, step in zip(self.schedule, self.fire_at, strict=True):
+                if step - fraction * trainer.max_steps > 1e-6 * trainer.max_steps:
+                    say(
+                        f"active.schedule: {fraction:g} of {trainer.max_steps:,} steps falls inside a tick; that round "
+                        f"fires after step {step:,}, at the tick's end (data.tick says how long ticks are)"
+                    )
 
     def total_budget(self, pixels: int, images: int) -> int:
         """Pixels that may be bought in all rounds from `images` images of `pixels` pixels together."""

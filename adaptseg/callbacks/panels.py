@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from adaptseg.active.rounds import Acquisition
+from adaptseg.callbacks.curves import class_weight_curves
 from adaptseg.callbacks.report import Report
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.data.batch import Labelled
@@ -28,7 +29,7 @@ Picture = NDArray[Any]
 
 
 class Panels(Callback):
-    """Writes `pictures/round_NN.png`, `pictures/final.png` and `pictures/curve.png`; W&B gets copies. Stateless."""
+    """Writes round_NN.png, final.png, class_weights.png and curve.png to `pictures/`; W&B gets copies. Stateless."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         acquisition = _acquisition(trainer)
@@ -49,6 +50,9 @@ class Panels(Callback):
             keys = data.val.keys[:: max(1, len(data.val.keys) // SCENES)][:SCENES]
             rows = [_final_row(pl_module, data, key) for key in keys]
             _save(trainer, _grid(["image", "truth", "prediction", "wrong pixels"], rows), "final")
+        curves = class_weight_curves(Path(trainer.default_root_dir) / "metrics.csv", data.class_table)
+        if curves is not None:
+            _save(trainer, curves, "class_weights")
         acquisition = _acquisition(trainer)
         report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)  # pyright: ignore
         scores = report.result["val"] if report and report.result else None

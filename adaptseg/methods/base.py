@@ -10,19 +10,23 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adaptseg import networks
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
+from adaptseg.methods.acceleration import Acceleration
+from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, Segmenter
 
 
 class StepResult(NamedTuple):
-    """What a method computes in one step: the loss to descend and scalars to log (name -> 0-d tensor)."""
+    """What a method computes in one step: the loss still to descend and scalars to log (name -> 0-d tensor)."""
 
     loss: Tensor
     logs: dict[str, Tensor]
@@ -31,9 +35,9 @@ class StepResult(NamedTuple):
 class Method(LightningModule):
     """Base of every method. A subclass writes `step(batch)` and, if it has more networks, `saved_networks`.
 
-    State: the student's weights, saved by Lightning with the optimiser; nothing else. `global_step` counts student
-    updates. Before every step the global random generators are seeded from (seed, step, rank), so a resumed run draws
-    what the uninterrupted one would have drawn.
+    State: the student's weights and the running statistics of class weights, saved by Lightning with the optimiser;
+    nothing else. `global_step` counts student updates. Before every step the global random generators are seeded from
+    (seed, step, rank), so a resumed run draws what the uninterrupted one would have drawn.
 
     Args:
         network: factory of the student, called with the number of classes.
@@ -43,6 +47,8 @@ class Method(LightningModule):
         init_from: checkpoint or run directory whose student's weights to start from. Not a resume: steps, optimiser
             and rounds begin at zero.
         seed: filled in from `seed_everything`.
+        class_weights: what the classes weigh in every pixel cross-entropy of the method; null = 1 each.
+        acceleration: compilation and memory format of the networks.
     """
 
     def __init__(
@@ -54,19 +60,24 @@ class Method(LightningModule):
         inference: Inference,
         init_from: str | None,
         seed: int,
+        class_weights: ClassWeights | None,
+        acceleration: Acceleration,
     ) -> None:
         super().__init__()
         student = network(class_table.num_classes)
         if not isinstance(student, Segmenter):
             raise AdaptSegError(f"model.network makes a {type(student).__name__}; a Segmenter is expected")
         self.student = student
+        acceleration.arrange(student)
         self.class_table, self.optimization, self.inference = class_table, optimization, inference
+        self.class_weights, self.acceleration = class_weights, acceleration
         self.seed = seed
         if init_from is not None:
             self._start_from(init_from)
         self.metrics = SegmentationMetrics(class_table)
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.window_keys: list[tuple[int, list[str]]] = []
+        self._descended: list[Tensor] = []
 
     def _start_from(self, init_from: str) -> None:
         weights = networks.load(init_from, "student", class_table=self.class_table).state_dict()
@@ -82,15 +93,48 @@ class Method(LightningModule):
 
     @abstractmethod
     def step(self, batch: Batch) -> StepResult:
-        """The loss of one micro-batch. Pure of logging and of `self.trainer`."""
+        """The loss of one micro-batch. Pure of logging and of `self.trainer`.
+
+        A step of several passes hands each loss but the last to `descend`, so that one graph lives at a time.
+        """
+
+    @property
+    def weighted_losses(self) -> tuple[str, ...]:
+        """The cross-entropies that class weights apply to, each with weights of its own."""
+        return ("source",)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         """Name -> (prefix in the state dict, network) of everything that `networks.load` can rebuild."""
         return {"student": ("student.", self.student)}
 
+    # ---- what `step` may use
+
+    def descend(self, loss: Tensor) -> None:
+        """Add the gradient of one of the step's losses now and free its graph, instead of summing losses: the same
+        gradient, at the memory of the largest pass. Every trainable parameter must have a part in the step's *last*
+        loss: under DDP its backward pass is the one that sends the sum of all gradients.
+        """
+        self._descended.append(loss.detach())
+        if self._trainer is None:  # a step on its own, in a notebook or a test
+            loss.backward()
+            return
+        trainer = self.trainer
+        trainer.strategy.backward(loss / trainer.accumulate_grad_batches, None)  # scales it where the precision asks
+
+    def weights_of(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor | None:
+        """Class weights (C,) for one of `weighted_losses`, from its log-softmax (B, C, H, W) and labels (B, H, W)."""
+        return self.class_weights(loss, log_probabilities, labels) if self.class_weights is not None else None
+
     # ---- training
 
+    def setup(self, stage: str) -> None:
+        if self.class_weights is not None and stage == "fit":
+            self.class_weights.prepare(self.class_table, self.weighted_losses, pair_of(self.trainer).source_statistics)
+
     def on_fit_start(self) -> None:
+        if self.acceleration.compile:
+            for _, network in self.saved_networks().values():
+                network.compile()  # in place: the names of the weights stay
         if self.trainer.world_size > 1:  # not in `setup`, after which trainer.sync_batchnorm converts the modules
             self._refuse_local_batch_norm()
 
@@ -115,11 +159,32 @@ class Method(LightningModule):
         torch.manual_seed(hash((self.seed, micro_batch)) % 2**40 * 2**20 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._descended.clear()
         result = self.step(batch)
-        self._watch_finite(result.loss.detach(), batch)
-        for name, value in {"loss": result.loss, **result.logs}.items():
+        loss = torch.stack([*self._descended, result.loss.detach()]).sum()
+        self._watch_finite(loss, batch)
+        for name, value in {"loss": loss, **result.logs}.items():
             self.log(f"train/{name}", value.detach(), sync_dist=True)  # a rank's share is no loss; their mean is
+        self._log_class_weights()
         return result.loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: Lightning calls this after `step`, which may already have added gradients."""
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def _log_class_weights(self) -> None:
+        """As often as the log is written: C scalars a loss in every step would cost more than the weights."""
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if self.class_weights is None or not every or (self.global_step + 1) % every:
+            return
+        for loss, weights in self.class_weights.latest.items():
+            for name, weight in zip(self.class_table.names, weights, strict=True):
+                self.log(f"class_weights/{loss}/{name}", weight, sync_dist=True)
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
         """Remember the first non-finite loss on the device; look at it as often as the log is written, and at the end
@@ -129,7 +194,7 @@ class Method(LightningModule):
         assert isinstance(first, Tensor)
         is_first = ~torch.isfinite(loss) & (first < 0)
         self.first_bad_step = torch.where(is_first, torch.full_like(first, self.global_step), first)
-        keys = [key for domain in batch if domain is not None for key in domain.keys]
+        keys = [key for domain in (batch.source, batch.target) if domain is not None for key in domain.keys]
         self.window_keys.append((self.global_step, keys))
         # 0 = no log; then as often as Lightning logs by default.
         every = self.trainer.log_every_n_steps or 50  # pyright: ignore[reportAttributeAccessIssue]
@@ -146,6 +211,11 @@ class Method(LightningModule):
 
     # ---- evaluation
 
+    @property
+    def evaluated(self) -> Segmenter:
+        """The network that is scored, and that scores the pool."""
+        return self.student
+
     @torch.no_grad()
     def predict_probabilities(
         self, images: Tensor, *, size: tuple[int, int], draws: int = 1, generator: torch.Generator | None = None
@@ -160,7 +230,7 @@ class Method(LightningModule):
                 f"{type(self).__name__} predicts without randomness; one draw without a generator is possible, "
                 f"{draws} {'without a' if generator is None else 'with a'} generator asked for"
             )
-        return networks.predict_probabilities(self.student, images, size=size, inference=self.inference)[None]
+        return networks.predict_probabilities(self.evaluated, images, size=size, inference=self.inference)[None]
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         self._evaluate(batch)

@@ -18,7 +18,9 @@ from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.reduce import global_mean
 from adaptseg.losses.ripu import boundary_consistency, negative_learning
+from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
+from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import Inference, resize_logits
 
@@ -33,6 +35,8 @@ class Supervised(Method):
         inference: how whole scenes are predicted.
         init_from: checkpoint or run directory to start the weights from.
         seed: filled in from `seed_everything`.
+        class_weights: of both cross-entropies; null = 1 each.
+        acceleration: compilation and memory format of the network.
         source_weight: of the source cross-entropy.
         target_weight: of the cross-entropy on bought target labels; 0 makes no target pass unless w_n needs it.
         least_bought: floor of that cross-entropy's denominator in pixels of the global batch. 1 is the mean over
@@ -51,6 +55,8 @@ class Supervised(Method):
         inference: Inference = Inference(),
         init_from: str | None = None,
         seed: int = 0,
+        class_weights: ClassWeights | None = None,
+        acceleration: Acceleration = Acceleration(),
         source_weight: float = 1.0,
         target_weight: float = 1.0,
         least_bought: int = 1,
@@ -65,6 +71,8 @@ class Supervised(Method):
             inference=inference,
             init_from=init_from,
             seed=seed,
+            class_weights=class_weights,
+            acceleration=acceleration,
         )
         if not 0 < negative_threshold < 1:
             raise AdaptSegError(
@@ -76,6 +84,10 @@ class Supervised(Method):
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold = negative_threshold
 
+    @property
+    def weighted_losses(self) -> tuple[str, ...]:
+        return ("source", "target")
+
     def step(self, batch: Batch) -> StepResult:
         losses: dict[str, Tensor] = {}
         weights = {
@@ -86,7 +98,7 @@ class Supervised(Method):
         }
         if batch.source is not None:
             log_p = self._log_probabilities(batch.source.image)
-            losses["source"] = global_mean(*negative_log_likelihood(log_p, batch.source.labels))
+            losses["source"] = self._cross_entropy("source", log_p, batch.source.labels)
             if self.consistency_weight:
                 losses["consistency"] = global_mean(*boundary_consistency(log_p.exp(), batch.source.labels))
         if batch.target is not None and (self.target_weight or self.negative_weight):
@@ -107,10 +119,14 @@ class Supervised(Method):
             nothing = torch.zeros((), device=target.image.device)
             return {"target": global_mean(nothing, nothing.long(), minimum=self.least_bought)}
         log_p = self._log_probabilities(target.image)
-        losses = {"target": global_mean(*negative_log_likelihood(log_p, target.bought), minimum=self.least_bought)}
+        losses = {"target": self._cross_entropy("target", log_p, target.bought, minimum=self.least_bought)}
         if self.negative_weight:
             losses["negative"] = global_mean(*negative_learning(log_p.exp(), self.negative_threshold))
         return losses
+
+    def _cross_entropy(self, name: str, log_p: Tensor, labels: Tensor, *, minimum: float = 1.0) -> Tensor:
+        weights = self.weights_of(name, log_p, labels)
+        return global_mean(*negative_log_likelihood(log_p, labels, class_weights=weights), minimum=minimum)
 
     def _log_probabilities(self, images: Tensor) -> Tensor:
         """(B, C, H, W) float32 log-softmax at the size of the images."""

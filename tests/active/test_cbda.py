@@ -518,6 +518,17 @@ def test_a_round_fires_at_its_tick_and_once(tmp_path: Path):
     assert fired == [0] * 4 + [1] * 5 + [2] * 11
 
 
+def test_a_round_that_is_put_off_to_its_ticks_end_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    prepare(CBDA(budget=0.2, schedule=[0.25, 0.33]), DomainPair(target=Pool(), workers=0, tick=2), tmp_path / "a")
+    assert capsys.readouterr().out.splitlines() == [
+        f"active.schedule: {share} of 20 steps falls inside a tick; that round fires after step {step}, at the tick's "
+        "end (data.tick says how long ticks are)"
+        for share, step in ((0.25, 6), (0.33, 8))
+    ]
+    prepare(CBDA(budget=0.2, schedule="spread"), DomainPair(target=Pool(), workers=0), tmp_path / "b")
+    assert capsys.readouterr().out == ""
+
+
 # ---- what must stay untouched
 
 

@@ -133,7 +133,7 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        keys = [domain.keys for domain in batch if domain is not None]
+        keys = [domain.keys for domain in (batch.source, batch.target) if domain is not None]
         self.steps.append((trainer.global_step, keys, float(torch.rand(())), float(outputs["loss"])))
         path = self.folder / f"step{trainer.global_step}.ckpt" if self.folder else None
         if path and not path.exists() and trainer.global_step:  # once per step: not amid an accumulation
