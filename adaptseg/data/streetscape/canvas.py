@@ -32,6 +32,9 @@ CIRCLE: Points = (
 )
 
 
+_ROUND = tuple((1.0, dx, dy) for dx, dy in CIRCLE)
+
+
 class Dice:
     """Random choices from one seed. Only `Generator.random` is used: its stream is the most stable numpy offers."""
 
@@ -115,15 +118,17 @@ class Camera:
     def point(self, x: float, y: float, z: float) -> tuple[float, float]:
         return self.centre + self.focal * (x / z + self.bend * z), self.horizon + self.focal * (self.eye - y) / z
 
-    def upright(self, points: Points, z: float) -> Points:
-        """Points (X, Y) at one depth."""
+    def across(self, left: float, width: float, z: float, points: Points) -> Points:
+        """Points (share of `width` from `left`, Y) on an upright plane across the road."""
         centre, horizon, focal, eye, drift = self.centre, self.horizon, self.focal, self.eye, self.bend * z
-        return [(centre + focal * (x / z + drift), horizon + focal * (eye - y) / z) for x, y in points]
+        return [(centre + focal * ((left + u * width) / z + drift), horizon + focal * (eye - y) / z) for u, y in points]
 
-    def along(self, x: float, points: Points) -> Points:
-        """Points (Z, Y) on an upright plane along the road."""
+    def along(self, x: float, start: float, points: Points) -> Points:
+        """Points (Z - `start`, Y) on an upright plane along the road."""
         centre, horizon, focal, eye, bend = self.centre, self.horizon, self.focal, self.eye, self.bend
-        return [(centre + focal * (x / z + bend * z), horizon + focal * (eye - y) / z) for z, y in points]
+        return [
+            (centre + focal * (x / (z := start + d) + bend * z), horizon + focal * (eye - y) / z) for d, y in points
+        ]
 
     def flat(self, points: Points) -> Points:
         """Points (X, Z) on the ground."""
@@ -139,7 +144,8 @@ class Camera:
         """A ribbon along the road at height y: from `left` to `right` (m) and from `near` to `far` (m)."""
         near = max(near, self.nearest)
         depths = [near, *(z for z in (8.0, 12.0, 18.0, 28.0, 45.0, 75.0, 115.0) if near < z < far), far]
-        return [*self.along(left, [(z, y) for z in depths]), *self.along(right, [(z, y) for z in reversed(depths)])]
+        ahead, back = [(z, y) for z in depths], [(z, y) for z in reversed(depths)]
+        return [*self.along(left, 0.0, ahead), *self.along(right, 0.0, back)]
 
 
 class Light(NamedTuple):
@@ -296,12 +302,16 @@ class Board:
         left, foot, across, unit = self.left, self.foot, self._across, self.unit
         return [(left + across * x, foot - unit * y) for x, y in points]
 
+    def ring(self, x: float, y: float, rx: float, ry: float, spokes: Sequence[tuple[float, float, float]]) -> Points:
+        """A closed line around (x, y); a spoke is (length across, direction across, height)."""
+        left, foot, across, unit = self.left, self.foot, self._across, self.unit
+        return [(left + across * (x + rx * k * dx), foot - unit * (y + ry * up)) for k, dx, up in spokes]
+
     def box(self, x0: float, y0: float, x1: float, y1: float) -> Points:
         return self.at(((x0, y0), (x1, y0), (x1, y1), (x0, y1)))
 
     def disc(self, x: float, y: float, rx: float, ry: float | None = None) -> Points:
-        ry = rx if ry is None else ry
-        return self.at([(x + rx * cx, y + ry * cy) for cx, cy in CIRCLE])
+        return self.ring(x, y, rx, rx if ry is None else ry, _ROUND)
 
     def limb(self, x0: float, y0: float, x1: float, y1: float, thickness: float) -> Points:
         """A bar from one point to another; thicker across its longer direction."""

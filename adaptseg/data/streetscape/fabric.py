@@ -170,10 +170,9 @@ def tree(canvas: Canvas, x: float, z: float, height: float) -> None:
         (dice.between(-0.75, 0.75) * crown, middle + dice.between(-0.6, 0.5) * crown, dice.between(0.5, 0.8) * crown)
         for _ in range(8 if z < 14 else 5 if z < 30 else 3 if z < 60 else 2)
     ]
-    for size, light, ring in _SHADES if z < 45 else _SHADES[:2]:
+    for size, light, spokes in _SHADES if z < 45 else _SHADES[:2]:
         for cx, cy, r in clumps:
-            wide = r * size
-            pen.fill(leaf, board.at([(cx + wide * k * dx, cy + r * up) for k, dx, up in ring]), light)
+            pen.fill(leaf, board.ring(cx, cy, r * size, r, spokes), light)
     canvas.cast(canvas.camera.flat([(x + dx * crown * 1.3 - 1.0, z + dz * 0.8 * crown) for dx, dz in CIRCLE]))
 
 

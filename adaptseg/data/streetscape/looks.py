@@ -42,17 +42,9 @@ GAME: dict[str, Role] = _SHARED | {
     "grass": Role(((126, 208, 66), (124, 178, 70), (142, 190, 92)), 8, (6, 8, 8)),
     "facade": Role(
         (
-            (226, 148, 92),
-            (202, 92, 80),
-            (238, 212, 150),
-            (206, 172, 196),
-            (236, 178, 140),
-            (186, 150, 120),
-            (190, 192, 202),
-            (160, 110, 92),
-        ),
-        10,
-        (4, 4, 5),
+            (226, 148, 92), (202, 92, 80), (238, 212, 150), (206, 172, 196), (236, 178, 140), (186, 150, 120),
+            (190, 192, 202), (160, 110, 92),
+        ), 10, (4, 4, 5),
     ),
     "window": Role(((92, 148, 206), (76, 130, 190), (66, 92, 124)), 6, glow=0.1),
     "window_lit": Role(((128, 178, 226),), 5, glow=0.8),
@@ -74,16 +66,9 @@ GAME: dict[str, Role] = _SHARED | {
     "bonnet": Role(((40, 40, 60),), 4),
     "car": Role(
         (
-            (214, 34, 40),
-            (36, 92, 212),
-            (248, 206, 40),
-            (246, 246, 250),
-            (52, 176, 90),
-            (150, 60, 180),
-            (52, 54, 62),
-            (168, 172, 180),
-        ),
-        9,
+            (214, 34, 40), (36, 92, 212), (248, 206, 40), (246, 246, 250), (52, 176, 90), (150, 60, 180),
+            (52, 54, 62), (168, 172, 180),
+        ), 9,
     ),
     "car_glass": Role(((44, 62, 92), (40, 46, 58)), 5),
     "plate": Role(((250, 250, 250),), 2),
@@ -103,7 +88,7 @@ GAME: dict[str, Role] = _SHARED | {
     "trousers": Role(((50, 60, 120), (90, 80, 70)), 8),
     "jacket": Role(((255, 130, 20), (200, 240, 40), (80, 80, 96)), 8),
     "helmet": Role(((250, 250, 250), (230, 40, 40), (50, 50, 56)), 6),
-}
+}  # fmt: skip
 
 STREET: dict[str, Role] = _SHARED | {
     "sky": Role(((226, 230, 234), (198, 212, 226), (240, 238, 230), (176, 198, 222)), 8, (14, 6, 0)),
@@ -239,7 +224,9 @@ def _downsample(drawing: Drawing) -> _Floats:
     rows = fine[::2] + fine[1::2]
     summed = rows[:, ::2] + rows[:, 1::2]
     planes = summed.view("<u2").reshape(*summed.shape, 4)[..., :3].transpose(2, 0, 1)
-    return planes.astype(np.float32, order="C") * np.float32(0.25)
+    colors = planes.astype(np.float32, order="C")
+    colors *= np.float32(0.25)
+    return colors
 
 
 @lru_cache(maxsize=4)
@@ -317,35 +304,41 @@ def _expose(picture: _Floats, weather: Weather, dice: Dice, bits: np.random.Gene
     red, blue = (1 + dice.between(-weather.balance, weather.balance) for _ in range(2))
     picture *= _vector((exposure * red, exposure, exposure * blue))
     if weather.vignette:
-        rows = np.arange(height, dtype=np.float32) * np.float32(2 / (height - 1)) - 1
-        columns = np.arange(width, dtype=np.float32) * np.float32(2 / (width - 1)) - 1
-        corner = (rows * rows)[:, None] + columns * columns
-        picture *= 1 - np.float32(weather.vignette / 2) * corner
+        picture *= _vignette(height, width, weather.vignette)
     if weather.blur:
         side, middle = np.float32(weather.blur), np.float32(1 - 2 * weather.blur)
-        for picture_along in (picture.swapaxes(0, 1), picture.transpose(2, 0, 1)):
-            _blur(picture_along, middle, side)
+        for lines in (picture.swapaxes(0, 1), picture.transpose(2, 0, 1)):
+            _blur(lines, middle, side)
     noise = _bytes(bits, (2, 3, height, width))
     strength = np.float32(dice.between(*weather.noise) / 255)
     picture += np.multiply(np.subtract(*noise, dtype=np.int16), strength, dtype=np.float32)
     picture += np.float32(0.5)
     exposed = np.clip(picture, 0, 255, out=picture).astype(np.uint8)
-    return np.ascontiguousarray(exposed.transpose(1, 2, 0))
+    return np.stack(tuple(exposed), axis=-1)  # plane by plane: three times as fast as a transposed copy
 
 
-def _blur(planes: _Floats, middle: np.float32, side: np.float32) -> None:
-    """3-tap filter along the first axis, in place; the frame repeats its outermost line."""
-    beside = np.empty_like(planes)
-    np.add(planes[:-2], planes[2:], out=beside[1:-1])
-    np.add(planes[0], planes[1], out=beside[0])
-    np.add(planes[-2], planes[-1], out=beside[-1])
+@lru_cache(maxsize=4)
+def _vignette(height: int, width: int, loss: float) -> _Floats:
+    """What the lens lets through (H, W): all in the middle, 1 - `loss` in the corners."""
+    rows = np.arange(height, dtype=np.float32) * np.float32(2 / (height - 1)) - 1
+    columns = np.arange(width, dtype=np.float32) * np.float32(2 / (width - 1)) - 1
+    corner = (rows * rows)[:, None] + columns * columns
+    return 1 - np.float32(loss / 2) * corner
+
+
+def _blur(lines: _Floats, middle: np.float32, side: np.float32) -> None:
+    """3-tap filter along the first axis, in place; the outermost lines are their own neighbours."""
+    beside = np.empty_like(lines)  # in the memory order of `lines`
+    np.add(lines[:-2], lines[2:], out=beside[1:-1])
+    np.add(lines[0], lines[1], out=beside[0])
+    np.add(lines[-2], lines[-1], out=beside[-1])
     beside *= side
-    planes *= middle
-    planes += beside
+    lines *= middle
+    lines += beside
 
 
 def _bytes(bits: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Uniform bytes: those of `bits.integers(0, 256, shape, np.uint8)`, eight at a time."""
+    """Uniform bytes, the same as `bits.integers(0, 256, shape, np.uint8)`: raw words cost a third of it."""
     size = math.prod(shape)
     words = bits.bit_generator.random_raw(-(-size // 8))
     return words.astype("<u8", copy=False).view(np.uint8)[:size].reshape(shape)

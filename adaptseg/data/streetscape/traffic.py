@@ -17,15 +17,13 @@ class _Hull:
         self.flank_seen = self._left > 0 or self._right < 0
 
     def end(self, points: Points, *, back: float = 0.0) -> Points:
-        left, width = self._left, self._right - self._left
-        return self._camera.upright([(left + u * width, y) for u, y in points], self._z + back)
+        return self._camera.across(self._left, self._right - self._left, self._z + back, points)
 
     def end_box(self, u0: float, y0: float, u1: float, y1: float, *, back: float = 0.0) -> Points:
         return self.end(((u0, y0), (u1, y0), (u1, y1), (u0, y1)), back=back)
 
     def flank(self, points: Points) -> Points:
-        z = self._z
-        return self._camera.along(self._flank_x, [(z + d, y) for d, y in points])
+        return self._camera.along(self._flank_x, self._z, points)
 
     def flank_box(self, d0: float, y0: float, d1: float, y1: float) -> Points:
         return self.flank(((d0, y0), (d1, y0), (d1, y1), (d0, y1)))
