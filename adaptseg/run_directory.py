@@ -20,7 +20,7 @@ from adaptseg.errors import AdaptSegError
 MUST_MATCH = ("model", "data", "active", "seed_everything", "trainer.max_steps")
 """Keys that decide the result; anything else may change between a run and its resume."""
 
-MAY_CHANGE = ("data.init_args.workers", "active.init_args.scratch")
+MAY_CHANGE = ("data.init_args.workers", "data.init_args.cache", "active.init_args.scratch")
 """Keys below them that do not."""
 
 

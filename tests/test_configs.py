@@ -17,7 +17,9 @@ from adaptseg.recipes import fill_root, load_recipe, merge_recipes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
-OVERLAYS = sorted([*(CONFIGS / "active").glob("*.yaml"), *(CONFIGS / "data").glob("*.yaml")])
+BLOCKS = {"active": "active", "data": "data", "class_weights": "model"}
+"""Folder of overlays -> the only key they set."""
+OVERLAYS = sorted(path for folder in BLOCKS for path in (CONFIGS / folder).glob("*.yaml"))
 
 
 class ParseOnly(AdaptSegCLI):
@@ -53,15 +55,15 @@ def test_recipe_owns_model_and_data(recipe: Path):
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_overlay_sets_its_own_block_only(overlay: Path):
-    assert set(load_recipe(overlay)) == {overlay.parent.name}
+    assert set(load_recipe(overlay)) == {BLOCKS[overlay.parent.name]}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_overlay_parses_on_every_recipe(recipe: Path):
     alone = parse(recipe)
-    assert alone.model.class_path.endswith("Supervised")
+    assert alone.model.class_path == f"adaptseg.methods.{load_recipe(recipe)['model']['class_path']}"
     for overlay in OVERLAYS:
-        block = overlay.parent.name
+        block = BLOCKS[overlay.parent.name]
         laid = parse(recipe, overlay)
         given = load_recipe(overlay)[block]["init_args"]
         for name, value in given.items():
@@ -69,6 +71,9 @@ def test_every_overlay_parses_on_every_recipe(recipe: Path):
                 parsed = getattr(laid[block].init_args, name)
                 parsed = list(parsed) if isinstance(parsed, tuple) else parsed
                 assert parsed == value, f"{overlay.name} on {recipe.name}: {name}"
+        if block == "model":  # class weights, and nothing else
+            assert laid.model.init_args.class_weights.class_path.startswith("adaptseg.methods.")
+            laid.model.init_args.class_weights = None
         assert laid.model == alone.model
 
 

@@ -28,6 +28,7 @@ from adaptseg.active.selection import GlobalSelector, select_regions
 from adaptseg.console import say
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
+from adaptseg.tensors import likeliest
 
 SCHEDULES = {
     # RIPU and CBDA, original: iterations 10k, 12k, 14k, 16k, 18k of 40k.
@@ -276,7 +277,7 @@ class CBDA(Acquisition):
         for batch in tracked(trainer, loader, f"round {self.round + 1}: scoring the pool"):
             key = batch.keys[0]
             probabilities = probabilities_of(module, batch.image, self.store.sizes[key])
-            predicted = probabilities.argmax(0)
+            predicted = likeliest(probabilities, 0)
             score = self._weighted(self._score(key, probabilities), predicted, weights).cpu()
             if key in watched:
                 self.snapshots[key] = Snapshot(predicted.cpu().numpy(), score.numpy())

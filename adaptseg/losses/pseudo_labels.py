@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from adaptseg.classes import VOID
 from adaptseg.errors import AdaptSegError
+from adaptseg.tensors import likeliest
 
 Scope = Literal["batch", "image"]
 
@@ -26,9 +26,8 @@ def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """
     if not 0 < threshold < 1:
         raise AdaptSegError(f"confidence threshold {threshold} given; a probability inside (0, 1) is expected")
-    largest, labels = logits.max(1)
-    # max p = exp(max z) / sum exp(z): one number a pixel instead of a softmax over all classes.
-    return labels, largest - logits.logsumexp(1) >= math.log(threshold)
+    probabilities = logits.softmax(1)
+    return likeliest(probabilities, 1), probabilities.amax(1) >= threshold
 
 
 def confidence_weights(confident: Tensor, trusted: Tensor, *, scope: Scope, share: Tensor | None = None) -> Tensor:

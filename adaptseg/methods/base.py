@@ -23,6 +23,7 @@ from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, Segmenter
+from adaptseg.tensors import likeliest
 
 
 class StepResult(NamedTuple):
@@ -129,7 +130,9 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.class_weights is not None and stage == "fit":
-            self.class_weights.prepare(self.class_table, self.weighted_losses, pair_of(self.trainer).source_statistics)
+            self.class_weights.prepare(
+                self.class_table, self.weighted_losses, lambda: pair_of(self.trainer).source_statistics()
+            )
 
     def on_fit_start(self) -> None:
         if self.acceleration.compile:
@@ -246,7 +249,7 @@ class Method(LightningModule):
     def _evaluate(self, batch: Labelled) -> None:
         height, width = batch.labels.shape[-2:]
         probabilities = self.predict_probabilities(batch.image, size=(height, width))[0]
-        self.metrics.update(probabilities.argmax(1), batch.labels)
+        self.metrics.update(likeliest(probabilities, 1), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -268,3 +271,10 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adaptseg"] = networks.describe(self.saved_networks(), self.class_table, IMAGENET_MEAN, IMAGENET_STD)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out running statistics of class weights that nobody prepared: only training does."""
+        own = self.state_dict()
+        state = checkpoint["state_dict"]
+        foreign = [key for key in state if key.startswith("class_weights.") and key not in own]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if key not in foreign}

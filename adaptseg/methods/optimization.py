@@ -29,6 +29,8 @@ class Optimization:
         power: of the decay (1 - k / horizon) ** power.
         poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but
             stops at 40,000: 1.5625.
+        fused: update all parameters in one kernel: a fifth of the time on a CPU, a launch or two on a GPU. Switch it off
+            to clip gradients (`trainer.gradient_clip_val`) in 16-mixed precision, which Lightning refuses otherwise.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -41,6 +43,7 @@ class Optimization:
     warmup_start: float = 1e-6
     power: float = 0.9
     poly_horizon: float = 1.0
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adamw"):
@@ -70,7 +73,7 @@ class Optimization:
         )
         optimizer: Optimizer
         if self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+            optimizer = torch.optim.SGD(groups, momentum=self.momentum, fused=self.fused)
         else:
-            optimizer = torch.optim.AdamW(groups)
+            optimizer = torch.optim.AdamW(groups, fused=self.fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))

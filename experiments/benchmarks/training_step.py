@@ -15,6 +15,7 @@ import logging
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ import torch.nn.functional as F
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from adaptseg.classes import STREETS
 from adaptseg.data import Batch, DomainPair, Streets
-from adaptseg.data.batch import Target
-from adaptseg.methods import Optimization, Supervised
+from adaptseg.methods import Method, Optimization, Supervised
 from adaptseg.networks import SmpSegmenter, resize_logits
 
 
@@ -38,21 +39,25 @@ def prepared_batches(size: int, count: int) -> list[Batch]:
     for batch in batches:
         labels = batch.source.labels
         bought = torch.where(torch.rand(labels.shape) < 0.1, labels, torch.full_like(labels, 255))
-        target = batch.target
         count = int((bought != 255).sum())
-        result.append(Batch(batch.source, Target(target.keys, target.image, target.trusted, bought, count)))
+        result.append(batch._replace(target=batch.target._replace(bought=bought, bought_pixels=count)))
     return result
+
+
+def demo_network(classes: int) -> SmpSegmenter:
+    """The network of all recipes on Streets."""
+    return SmpSegmenter(classes, decoder="FPN", encoder="tu-mobilenetv3_small_100", decoder_channels=64)
 
 
 def bare_step(network: SmpSegmenter, batch: Batch) -> None:
     """Forward and backward of both domains, nothing else."""
-    losses = [_cross_entropy(network, batch.source.image, batch.source.labels)]
-    losses.append(_cross_entropy(network, batch.target.image, batch.target.bought))
+    losses = [cross_entropy(network, batch.source.image, batch.source.labels)]
+    losses.append(cross_entropy(network, batch.target.image, batch.target.bought))
     torch.stack(losses).sum().backward()
     network.zero_grad()
 
 
-def _cross_entropy(network: SmpSegmenter, images: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(network: SmpSegmenter, images: Tensor, labels: Tensor) -> Tensor:
     logits = resize_logits(network(images).logits, (labels.shape[-2], labels.shape[-1]))
     return F.cross_entropy(logits, labels, ignore_index=255)
 
@@ -60,38 +65,39 @@ def _cross_entropy(network: SmpSegmenter, images: Tensor, labels: Tensor) -> Ten
 class BetweenSteps(Callback):
     """Times each step of a fit and runs the bare passes between two of them, so that both see the same machine."""
 
-    def __init__(self, bare: SmpSegmenter, batches: list[Batch]) -> None:
-        self.bare, self.batches = bare, batches
+    def __init__(self, bare: Callable[[Batch], None]) -> None:
+        self.bare = bare
         self.step_seconds: list[float] = []
         self.bare_seconds: list[float] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Supervised, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Method, batch: Batch, batch_idx: int) -> None:
         self.began = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Supervised, outputs: object, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: Method, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         self.step_seconds.append(time.perf_counter() - self.began)
         began = time.perf_counter()
-        bare_step(self.bare, batch)
+        self.bare(batch)
         self.bare_seconds.append(time.perf_counter() - began)
 
 
-def measure_step(batches: list[Batch], *, consistency: float, negative: float) -> tuple[float, float]:
+def measure_supervised(batches: list[Batch], *, consistency: float, negative: float) -> tuple[float, float]:
     """Median seconds of (a step of fit, the bare passes)."""
-
-    def network(classes: int) -> SmpSegmenter:
-        return SmpSegmenter(classes, decoder="FPN", encoder="tu-mobilenetv3_small_100", decoder_channels=64)
-
-    data = Streets("street", "train")
     method = Supervised(
-        network=network,
-        class_table=data.class_table,
+        network=demo_network,
+        class_table=STREETS,
         optimization=Optimization(name="adamw", lr=1e-4, head_lr_factor=1.0),
         consistency_weight=consistency,
         negative_weight=negative,
     )
-    watch = BetweenSteps(network(data.class_table.num_classes).train(), batches)
+    network = demo_network(STREETS.num_classes).train()
+    return measure_step(method, batches, lambda batch: bare_step(network, batch))
+
+
+def measure_step(method: Method, batches: list[Batch], bare: Callable[[Batch], None]) -> tuple[float, float]:
+    """Median seconds of (a step of fit with this method, the bare passes beside it)."""
+    watch = BetweenSteps(bare)
     trainer = Trainer(
         max_steps=len(batches),
         accelerator="cpu",
@@ -133,7 +139,7 @@ def main() -> None:
     batches = prepared_batches(arguments.batch_size, arguments.steps)
     rates, result = {}, {}
     for name, consistency, negative in (("cross-entropy", 0.0, 0.0), ("with RIPU's losses", 0.1, 1.0)):
-        step, bare = measure_step(batches, consistency=consistency, negative=negative)
+        step, bare = measure_supervised(batches, consistency=consistency, negative=negative)
         rates[name] = 2 * arguments.batch_size / step
         result[name] = {"step": step, "bare": bare, "ratio": step / bare}
         print(f"{name:20s} step {1e3 * step:7.1f} ms  bare {1e3 * bare:7.1f} ms  ratio {step / bare:.3f}")
