@@ -239,5 +239,15 @@ CAMVID = _table(
     (11, 255),
 )
 
+_SYNTHIA_IDS = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
+"""SYNTHIA's ids of Cityscapes' 19 classes in their order (GBW specification 4.1). RAND-CITYSCAPES shows 16 of them: no
+terrain, truck or train."""
+
+SYNTHIA = ClassTable(
+    "synthia",
+    tuple(replace(c, raw_ids=(raw,)) for c, raw in zip(CITYSCAPES.classes, _SYNTHIA_IDS, strict=True)),
+    (0, 13, 14, 22),  # void, parking slot, road work, lane marking
+)
+
 STREETS = ClassTable("streets", tuple(SemanticClass(c.name, c.color, c.thing) for c in CITYSCAPES.classes), (VOID,))
 """The embedded pair speaks Cityscapes' 19 classes; its labels are train ids already."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES
-from adaptseg.data.files import check_same_size, choose, file_stamps, find_files, read_train_ids, require_labels
+from adaptseg.data.archives import Root
+from adaptseg.data.files import check_same_size, choose, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
 from adaptseg.errors import AdaptSegError
 
@@ -24,7 +24,8 @@ class Cityscapes(Scenes):
     `..._gtFine_instanceIds.png`; `gtCoarse` likewise.
 
     Args:
-        root: the folder that holds `leftImg8bit` and `gtFine` or `gtCoarse`.
+        root: the folder that holds `leftImg8bit` and `gtFine` or `gtCoarse`, or the published archives
+            (`[leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip]`).
         split: `train` (2,975 scenes), `val` (500), `test` (1,525, annotation is secret: `labelled` is False) or
             `train_extra` (19,998; coarse labels only).
         labels: fine or coarse annotation.
@@ -36,7 +37,7 @@ class Cityscapes(Scenes):
 
     def __init__(
         self,
-        root: str,
+        root: str | list[str],
         split: Literal["train", "val", "test", "train_extra"],
         *,
         labels: Literal["fine", "coarse"] = "fine",
@@ -47,54 +48,56 @@ class Cityscapes(Scenes):
         if split == "train_extra" and labels == "fine":
             raise AdaptSegError("Cityscapes: split 'train_extra' has no fine labels; set labels: coarse")
         kind = {"fine": "gtFine", "coarse": "gtCoarse"}[labels]
-        base = Path(root).expanduser()
-        self._images = base / "leftImg8bit" / split
-        self._labels = base / kind / split
+        self._images = f"leftImg8bit/{split}"
+        self._labels = f"{kind}/{split}"
         self._ids = f"_{kind}_labelIds.png"
         self._instances = f"_{kind}_instanceIds.png"
-        layout = f"{base}/leftImg8bit/{split}/<city>/<scene>{_IMAGE}"
-        found = list(find_files(self._images, [_IMAGE.lower()], layout=layout))
-        self.keys = choose(found, count, source=f"Cityscapes split '{split}' in {self._images}", layout=layout)
+        self._root = Root(root, [self._images, self._labels])
+        layout = f"{self._images}/<city>/<scene>{_IMAGE}"
+        found = list(self._root.find(self._images, [_IMAGE.lower()], layout=layout))
+        source = f"Cityscapes split '{split}' in {self._root.place(self._images)}"
+        self.keys = choose(found, count, source=source, layout=layout)
         if self.labelled:
-            self._require_labels(f"{base}/{kind}/{split}/<city>/<scene>{self._ids}", kind)
+            self._require_labels(f"{self._labels}/<city>/<scene>{self._ids}", kind)
 
     def _require_labels(self, layout: str, kind: str) -> None:
-        found = find_files(self._labels, [self._ids.lower()], layout=layout)
+        found = self._root.find(self._labels, [self._ids.lower()], layout=layout)
         train_ids = f"_{kind}_labelTrainIds.png"
-        if not found and find_files(self._labels, [train_ids.lower()], layout=layout):
+        if not found and self._root.find(self._labels, [train_ids.lower()], layout=layout):
             raise AdaptSegError(
-                f"{self._labels} holds only *{train_ids}; looked for the official *{self._ids}, which are mapped to "
-                "train ids when read"
+                f"{self._root.place(self._labels)} holds only *{train_ids}; looked for the official *{self._ids}, "
+                "which are mapped to train ids when read"
             )
-        require_labels(self.keys, found, folder=self._labels, ending=self._ids)
+        require_labels(self.keys, found, folder=self._root.place(self._labels), ending=self._ids)
 
     def image(self, key: str) -> npt.NDArray[np.uint8]:
-        return read_image(self._image_path(key))
+        return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        return read_train_ids(self._label_path(key, self._ids), self._image_path(key), self.class_table)
+        label = self._root.file(self._label(key, self._ids))
+        return read_train_ids(label, self._root.header(self._image(key)), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
-        return read_size(self._image_path(key))
+        return read_size(self._root.header(self._image(key)))
 
     def instances(self, key: str) -> npt.NDArray[np.int32]:
         """Instance ids (H, W) int32 as the files spell them (raw class id * 1000 + number); 0 = stuff, or a group of
         objects that was annotated as one."""
-        path = self._label_path(key, self._instances)
-        ids = read_ids(path)
-        check_same_size(ids, path, self._image_path(key))
+        file = self._root.file(self._label(key, self._instances))
+        ids = read_ids(file)
+        check_same_size(ids, file, self._root.header(self._image(key)))
         return np.where(ids >= _FIRST_INSTANCE, ids, 0).astype(np.int32)
 
     def identity(self) -> dict[str, Any]:
         if not self.labelled:
             return super().identity()
-        stamps = file_stamps(self._label_path(key, self._ids) for key in self.keys)
-        return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
+        stamps = self._root.stamps(self._label(key, self._ids) for key in self.keys)
+        return {**super().identity(), "labels": self._root.where(self._labels), "stamps": stamps}
 
-    def _image_path(self, key: str) -> Path:
-        return self._images / f"{key}{_IMAGE}"
+    def _image(self, key: str) -> str:
+        return f"{self._images}/{key}{_IMAGE}"
 
-    def _label_path(self, key: str, ending: str) -> Path:
+    def _label(self, key: str, ending: str) -> str:
         if not self.labelled:
             raise AdaptSegError(f"Cityscapes: the annotation of split 'test' is not public (asked for scene '{key}')")
-        return self._labels / f"{key}{ending}"
+        return f"{self._labels}/{key}{ending}"

@@ -32,21 +32,32 @@ def find_files(folder: Path, endings: Sequence[str], *, layout: str) -> dict[str
     """
     if not folder.is_dir():
         raise AdaptSegError(f"folder {folder} does not exist; expected layout: {layout}")
-    found: dict[str, str] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    names: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(folder)
-        for name in names:
-            ending = next((end for end in endings if name.lower().endswith(end)), None)
-            if ending is None or name.startswith(".") or len(name) == len(ending):
-                continue
-            stem, ending = name[: -len(ending)], name[-len(ending) :]
-            key = (below / stem).as_posix()
-            if key in found:
-                raise AdaptSegError(
-                    f"{folder} holds both {key}{found[key]} and {key}{ending}, which would be one scene; remove one"
-                )
-            found[key] = ending
+        names += [(below / name).as_posix() for name in files]
+    return keyed(names, endings, where=str(folder))
+
+
+def keyed(names: Iterable[str], endings: Sequence[str], *, where: str) -> dict[str, str]:
+    """The `names` (paths with `/`) that end in one of `endings`, as `find_files` returns them; hidden ones left out.
+
+    Raises:
+        AdaptSegError: two of them would be the same scene; says `where` they lie.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        base = name.rpartition("/")[2]
+        ending = next((end for end in endings if base.lower().endswith(end)), None)
+        if ending is None or len(base) == len(ending) or any(part.startswith(".") for part in name.split("/")):
+            continue
+        key, ending = name[: -len(ending)], name[-len(ending) :]
+        if key in found:
+            raise AdaptSegError(
+                f"{where} holds both {key}{found[key]} and {key}{ending}, which would be one scene; remove one"
+            )
+        found[key] = ending
     return dict(sorted(found.items()))
 
 
@@ -76,7 +87,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def choose_listed(found: Collection[str], listed: Sequence[str], *, split: Path, folder: Path) -> list[str]:
+def choose_listed(found: Collection[str], listed: Sequence[str], *, split: Path, folder: Path | str) -> list[str]:
     """The scenes that the text file `split` lists, sorted.
 
     Raises:
@@ -95,7 +106,7 @@ def choose_listed(found: Collection[str], listed: Sequence[str], *, split: Path,
     return sorted(listed)
 
 
-def require_labels(keys: Sequence[str], labels: Mapping[str, str], *, folder: Path, ending: str) -> None:
+def require_labels(keys: Sequence[str], labels: Mapping[str, str], *, folder: Path | str, ending: str) -> None:
     """Raise AdaptSegError unless every one of `keys` has a label file `<folder>/<key><ending>` among those listed."""
     if missing := [f"{key}{ending}" for key in keys if key not in labels]:
         raise AdaptSegError(f"{len(missing)} of {len(keys)} scenes have no label file in {folder}: {_some(missing)}")
@@ -110,6 +121,11 @@ def read_train_ids(label_path: Path, image_path: Path, class_table: ClassTable) 
     """
     raw = read_ids(label_path)
     check_same_size(raw, label_path, image_path)
+    return to_train_ids(raw, label_path, class_table)
+
+
+def to_train_ids(raw: npt.NDArray[np.integer], label_path: Path, class_table: ClassTable) -> npt.NDArray[np.uint8]:
+    """`class_table.train_ids` of what a label file holds; AdaptSegError names the file and the ids it should not."""
     try:
         return class_table.train_ids(raw)
     except AdaptSegError as error:
