@@ -103,22 +103,22 @@ def _acquisition(trainer: Trainer) -> Acquisition | None:
     return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
 
 
-def _class_scores(trainer: Trainer, prefix: str) -> dict[str, float]:
-    start = f"{prefix}/iou/"
+def _class_scores(trainer: Trainer, prefix: str, kind: str) -> dict[str, float]:
+    start = f"{prefix}/{kind}/"
     return {
         name.removeprefix(start): float(v) for name, v in trainer.callback_metrics.items() if name.startswith(start)
     }
 
 
 def _scores(trainer: Trainer, prefix: str) -> dict[str, Any]:
-    """mIoU, worst IoU, accuracy and IoU per present class as plain numbers in [0, 1]."""
+    """mIoU, worst IoU, accuracy, and IoU and recall per present class as plain numbers in [0, 1]."""
     metrics = trainer.callback_metrics
     means = {name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")}
-    return {**means, "iou": _class_scores(trainer, prefix)}
+    return {**means, **{kind: _class_scores(trainer, prefix, kind) for kind in ("iou", "recall")}}
 
 
 def _print_classes(trainer: Trainer, prefix: str) -> None:
-    scores = _class_scores(trainer, prefix)
+    scores = _class_scores(trainer, prefix, "iou")
     bar = trainer.progress_bar_callback
     if not scores or not isinstance(bar, RunProgress):
         return

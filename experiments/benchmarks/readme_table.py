@@ -2,6 +2,8 @@
 
 python experiments/benchmarks/selection.py --save experiments/benchmarks/results/selection.json
 python experiments/benchmarks/training_step.py --save experiments/benchmarks/results/training_step.json
+python experiments/benchmarks/self_training_step.py --save experiments/benchmarks/results/self_training_step.json
+python experiments/benchmarks/gbw.py --save experiments/benchmarks/results/gbw.json
 python experiments/benchmarks/readme_table.py
 """
 
