@@ -116,11 +116,13 @@ class Method(LightningModule):
         loss: under DDP its backward pass is the one that sends the sum of all gradients.
         """
         self._descended.append(loss.detach())
-        if self._trainer is None:  # a step on its own, in a notebook or a test
-            loss.backward()
-            return
-        trainer = self.trainer
-        trainer.strategy.backward(loss / trainer.accumulate_grad_batches, None)  # scales it where the precision asks
+        # As for the last loss, whose backward pass Lightning makes: autocast would round gradients of float32 parts.
+        with torch.autocast(loss.device.type, enabled=False):
+            if self._trainer is None:  # a step on its own, in a notebook or a test
+                loss.backward()
+                return
+            trainer = self.trainer  # whose strategy scales the loss where the precision asks for it
+            trainer.strategy.backward(loss / trainer.accumulate_grad_batches, None)
 
     def weights_of(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor | None:
         """Class weights (C,) for one of `weighted_losses`, from its log-softmax (B, C, H, W) and labels (B, H, W)."""
@@ -263,9 +265,10 @@ class Method(LightningModule):
         # The metric has synchronised its confusion matrix: every rank logs the same numbers.
         for name in ("miou", "worst", "accuracy"):
             self.log(f"{prefix}/{name}", result[name].to(self.device), rank_zero_only=False)
-        for name, iou in zip(self.class_table.names, result["iou"], strict=True):
-            if not torch.isnan(iou):  # a class absent from the ground truth has no IoU; it is left out, not zero
-                self.log(f"{prefix}/iou/{name}", iou.to(self.device))
+        for kind in ("iou", "recall"):
+            for name, value in zip(self.class_table.names, result[kind], strict=True):
+                if not torch.isnan(value):  # a class absent from the ground truth has none; it is left out, not zero
+                    self.log(f"{prefix}/{kind}/{name}", value.to(self.device))
 
     # ---- checkpoints
 

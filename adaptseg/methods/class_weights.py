@@ -4,6 +4,7 @@ them, or as given. Any method takes one of these as `class_weights`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -214,9 +215,9 @@ class FixedWeights(_Constant):
 
     def __init__(self, weights: list[float]) -> None:
         super().__init__()
-        if min(weights, default=0) < 0:
-            raise AdaptSegError(f"model.class_weights.weights holds {min(weights)}; 0 or more is expected")
-        self.weights = torch.tensor(weights)
+        if wrong := [weight for weight in weights if not 0 <= weight < math.inf]:
+            raise AdaptSegError(f"model.class_weights.weights holds {wrong[0]}; finite numbers from 0 on are expected")
+        self.weights = torch.tensor(weights, dtype=torch.float32)
 
     def prepare(
         self, class_table: ClassTable, losses: Sequence[str], statistics: Callable[[], ClassStatistics]

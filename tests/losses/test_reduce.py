@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from adaptseg.losses.reduce import at_least_float32, global_mean
+from adaptseg.losses.reduce import any_over_ranks, at_least_float32, global_mean, mean_over_ranks
 
 
 def test_alone_it_is_a_plain_mean() -> None:
@@ -53,7 +53,15 @@ def test_at_least_float32() -> None:
         assert at_least_float32(torch.zeros(1, dtype=given)).dtype == expected
 
 
+def test_alone_shares_and_flags_are_as_given() -> None:
+    value, flags = torch.tensor(0.25), torch.tensor([True, False])
+    assert mean_over_ranks(value) is value
+    assert any_over_ranks(flags) is flags
+
+
 PIXELS = torch.arange(1.0, 8.0, dtype=torch.float64)  # seven pixels, split 5 : 2 and 7 : 0
+SHARES = torch.tensor([0.25, 1.0])
+FLAGS = torch.tensor([[[True, False, False, True]], [[False, False, True, True]]])
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -70,6 +78,10 @@ def _rank(rank: int, folder: str) -> None:
         shared = torch.stack([loss.detach(), weight.grad])
         dist.all_reduce(shared)
         results.append(shared / 2)  # what DDP does to gradients
+    value, flags = SHARES[rank].clone(), FLAGS[rank].clone()
+    results += [mean_over_ranks(value), any_over_ranks(flags)]
+    assert torch.equal(value, SHARES[rank])
+    assert torch.equal(flags, FLAGS[rank])
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -83,5 +95,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert weight.grad is not None
     expected = torch.stack([loss.detach(), weight.grad])
     for rank in range(2):
-        for shared in torch.load(tmp_path / f"{rank}.pt"):
+        *means, share, anywhere = torch.load(tmp_path / f"{rank}.pt")
+        assert len(means) == 2
+        for shared in means:
             torch.testing.assert_close(shared, expected, rtol=1e-15, atol=0)
+        assert float(share) == 0.625
+        assert anywhere.tolist() == [[True, False, True, True]]

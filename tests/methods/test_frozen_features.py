@@ -1,4 +1,4 @@
-"""The feature distance against a naive loop, on a network with weights from a file; what the frozen copy is no part of."""
+"""The feature distance against a naive loop, with weights from a file; what the frozen copy is no part of."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from adaptseg.methods.frozen_features import FrozenFeatures
 from adaptseg.networks import DAFormer
 
 CLASSES = STREETS.num_classes
+DEFAULTS = FeatureDistance()
 THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)  # the specification's list, 2.4: with traffic lights and signs
 
 
@@ -35,7 +36,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], DAForme
     return make
 
 
-def method(network: Callable[[int], DAFormer], settings: FeatureDistance | None = FeatureDistance()) -> SelfTraining:
+def method(network: Callable[[int], DAFormer], settings: FeatureDistance | None = DEFAULTS) -> SelfTraining:
     return SelfTraining(
         network=network,
         class_table=STREETS,
@@ -109,7 +110,9 @@ def test_gradient_reaches_the_students_encoder_only(network: Callable[[int], DAF
     step_away(model)
     assert model.frozen is not None
     model.frozen.distance(model.student(source.image), source).backward()
-    moved = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.student.encoder.parameters()]
+    moved = [
+        parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.student.encoder.parameters()
+    ]
     assert any(moved)
     assert all(parameter.grad is None for parameter in model.student.head_parameters())
     frozen = (*model.frozen.reference.parameters(), *model.teacher.parameters())
@@ -157,14 +160,18 @@ def test_the_step_adds_the_weighted_distance_to_the_source_loss(network: Callabl
         step_away(model)
         model.eval()  # no drop path
         model.step(Batch(source, target, [0, 1])).loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.student.encoder.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.student.encoder.parameters() if p.grad is not None])
+        )
     first, second = gradients[1] - gradients[0], gradients[2] - gradients[1]
     assert first.norm() > 0
     torch.testing.assert_close(second, 2 * first, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
 
 
 def test_refusals(network: Callable[[int], DAFormer]) -> None:
-    with pytest.raises(AdaptSegError, match=r"set model\.network\.init_args\.weights, or model\.feature_distance: null"):
+    with pytest.raises(
+        AdaptSegError, match=r"set model\.network\.init_args\.weights, or model\.feature_distance: null"
+    ):
         method(lambda num_classes: network(num_classes, False))  # type: ignore[call-arg]
     with pytest.raises(AdaptSegError, match="keeps features near those of pre-trained weights"):
         method(tiny_network)  # type: ignore[arg-type]
