@@ -30,7 +30,7 @@ class Optimization:
         poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but
             stops at 40,000: 1.5625.
         fused: update all parameters in one kernel: a fifth of the time on a CPU, a launch or two on a GPU. Switch it
-            off to clip gradients (`trainer.gradient_clip_val`) in 16-mixed precision, which Lightning refuses otherwise.
+            off to clip gradients (`trainer.gradient_clip_val`) in 16-mixed precision: Lightning refuses both together.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"

@@ -112,8 +112,9 @@ class Supervised(Method):
         return StepResult(loss, losses)
 
     def _target_losses(self, target: Target, *, alone: bool) -> dict[str, Tensor]:
-        # Synchronised batch norm waits for every rank in every pass, so there all make it or none.
-        together = any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules())
+        # Synchronised batch norm and class weights wait for every rank in every pass, so there all make it or none.
+        together = self.class_weights is not None
+        together = together or any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules())
         if not (alone or self.negative_weight or target.bought_pixels or together):
             # No pass without labels, as in the release; but every rank takes part in the mean, others may have some.
             nothing = torch.zeros((), device=target.image.device)

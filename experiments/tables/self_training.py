@@ -2,9 +2,9 @@
 
     python experiments/tables/self_training.py --seeds 0 1 2
 
-Judged on the test split of the target look; settings were chosen on its val split. All rows train the same network for
-the same number of student updates. Streets is synthetic: never compare these numbers with a paper's. Every GBW row names
-its gradient and regulariser: `channel, 1` is the released scaling, `mean residual, relative 1` the size-free one.
+Judged on the test split of the target look; settings were chosen on its val split. All rows train the same network
+for the same number of student updates. Streets is synthetic: never compare these numbers with a paper's. Every GBW row
+names its gradient and regulariser: `channel, 1` is the released scaling, `mean residual, relative 1` the size-free one.
 """
 
 from statistics import mean
