@@ -192,7 +192,7 @@ class SelfTraining(Method):
         loss = self._cross_entropy("source", log_p, Lesson(source.labels, torch.ones_like(log_p[:, 0])))
         logs = {"source": loss.detach()}
         if self.consistency_weight:
-            consistency = global_mean(*boundary_consistency(log_p.exp(), source.labels))
+            consistency = global_mean(*boundary_consistency(log_p, source.labels))
             loss = loss + self.consistency_weight * consistency
             logs["consistency"] = consistency.detach()
         if self.frozen is not None:
@@ -222,7 +222,7 @@ class SelfTraining(Method):
         loss = self._cross_entropy("mixed", log_p, Lesson(labels, weights))
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
-            negative = global_mean(*negative_learning(log_p.exp(), self.negative_threshold))
+            negative = global_mean(*negative_learning(log_p, self.negative_threshold))
             loss = loss + self.negative_weight * negative
             logs["negative"] = negative.detach()
         return loss, logs

@@ -100,7 +100,7 @@ class Supervised(Method):
             log_p = self._log_probabilities(batch.source.image)
             losses["source"] = self._cross_entropy("source", log_p, batch.source.labels)
             if self.consistency_weight:
-                losses["consistency"] = global_mean(*boundary_consistency(log_p.exp(), batch.source.labels))
+                losses["consistency"] = global_mean(*boundary_consistency(log_p, batch.source.labels))
         if batch.target is not None and (self.target_weight or self.negative_weight):
             losses |= self._target_losses(batch.target, alone=batch.source is None)
         if not losses:
@@ -122,7 +122,7 @@ class Supervised(Method):
         log_p = self._log_probabilities(target.image)
         losses = {"target": self._cross_entropy("target", log_p, target.bought, minimum=self.least_bought)}
         if self.negative_weight:
-            losses["negative"] = global_mean(*negative_learning(log_p.exp(), self.negative_threshold))
+            losses["negative"] = global_mean(*negative_learning(log_p, self.negative_threshold))
         return losses
 
     def _cross_entropy(self, name: str, log_p: Tensor, labels: Tensor, *, minimum: float = 1.0) -> Tensor:
