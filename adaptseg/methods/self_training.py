@@ -90,6 +90,9 @@ class SelfTraining(Method):
         acceleration: compilation and memory format of student and teacher.
         alpha: how slowly the teacher follows (DACS 0.99, DAFormer and MIC 0.999).
         teacher_norm: `copied` statistics of the student, or `batch` as released; see `EMATeacher`.
+        burn_in: student updates on the source alone before the target is used, while the teacher already follows: for
+            networks that start from random weights, whose first labels are noise (inferred; published hosts start from
+            ImageNet and use 0).
         confidence_threshold: probability above which a pseudo-label counts as confident (0.968).
         confidence_scope: the share of confident pixels weighs the pseudo-labels of the whole `batch` (released) or of
             each `image` by itself.
@@ -118,6 +121,7 @@ class SelfTraining(Method):
         acceleration: Acceleration = Acceleration(),
         alpha: float = 0.999,
         teacher_norm: TeacherNorm = "copied",
+        burn_in: int = 0,
         confidence_threshold: float = 0.968,
         confidence_scope: Scope = "batch",
         mix_scope: Scope = "image",
@@ -144,6 +148,9 @@ class SelfTraining(Method):
             raise AdaptSegError(
                 f"model.confidence_threshold is {confidence_threshold}; a probability inside (0, 1) is expected"
             )
+        if burn_in < 0:
+            raise AdaptSegError(f"model.burn_in is {burn_in}; 0 or more steps are expected")
+        self.burn_in = burn_in
         self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
         self.confidence_threshold = confidence_threshold
         self.confidence_scope: Scope = confidence_scope
@@ -160,6 +167,14 @@ class SelfTraining(Method):
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "teacher": ("teacher.network.", self.teacher.network)}
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.burn_in >= self.trainer.max_steps:
+            raise AdaptSegError(
+                f"model.burn_in is {self.burn_in}, but training ends at step {self.trainer.max_steps}: the target would "
+                "never be used"
+            )
+
     @property
     def evaluated(self) -> Segmenter:
         return self.student if self.evaluate == "student" else self.teacher.network
@@ -175,6 +190,8 @@ class SelfTraining(Method):
     def step(self, batch: Batch) -> StepResult:
         source, target = _both_domains(batch)
         loss, logs = self._source_loss(source)
+        if self.teacher.updates < self.burn_in:
+            return StepResult(loss, logs)
         self.descend(loss)
         lesson, logs["confidence"] = self._taught(target)
         loss, mixed_logs = self._mixed_loss(source, target, lesson, batch.samples)

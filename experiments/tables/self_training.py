@@ -19,15 +19,15 @@ HOSTS = {"DACS": "dacs", "DAFormer": "daformer", "MIC": "mic"}
 WEIGHTS = {"": (), " + GBW (channel, 1)": ("gbw",), " + GBW (mean residual, relative 1)": ("gbw_size_free",)}
 
 
-def row(name: str, recipe: str, overlays: tuple[str, ...] = ()) -> Row:
+def row(name: str, recipe: str, *overlays: str) -> Row:
     files = [f"configs/{recipe}.yaml", *(f"configs/class_weights/{overlay}.yaml" for overlay in overlays)]
-    return Row(name, tuple(word for file in files for word in ("--config", file)))
+    return Row(name, (*(word for file in files for word in ("--config", file)), "--trainer.max_steps=1500"))
 
 
 FLOOR, CEILING = row("source only", "source_only"), row("target supervised", "target_supervised")
 ROWS = [
     FLOOR,
-    *(row(host + name, recipe, overlays) for host, recipe in HOSTS.items() for name, overlays in WEIGHTS.items()),
+    *(row(host + name, recipe, *overlays) for host, recipe in HOSTS.items() for name, overlays in WEIGHTS.items()),
     CEILING,
 ]
 

@@ -276,6 +276,14 @@ def test_half_precision_trains(tmp_path: Path, precision: Any) -> None:
     assert losses[precision] != losses["32-true"]
 
 
+def test_the_target_waits_until_the_burn_in_is_over(batch: Batch) -> None:
+    model = method(burn_in=2)
+    for step in range(3):
+        logs = model.step(batch).logs
+        assert logs.keys() == ({"source"} if step < 2 else {"source", "confidence", "mixed"})
+        model.teacher.update(model.student)
+
+
 # ---- refusals
 
 
@@ -295,6 +303,7 @@ def test_both_domains_of_one_size_are_needed(batch: Batch) -> None:
     [
         ({"confidence_threshold": 1.0}, "model.confidence_threshold is 1.0"),
         ({"alpha": 1.5}, "model.alpha is 1.5"),
+        ({"burn_in": -1}, "model.burn_in is -1"),
         ({"teacher_norm": "own"}, "model.teacher_norm is 'own'"),
         ({"feature_distance": FeatureDistance()}, "model.feature_distance keeps features near those of pre-trained"),
         ({"feature_distance": FeatureDistance(classes=("tram",))}, "names tram; class table"),
