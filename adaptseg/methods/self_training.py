@@ -90,9 +90,9 @@ class SelfTraining(Method):
         acceleration: compilation and memory format of student and teacher.
         alpha: how slowly the teacher follows (DACS 0.99, DAFormer and MIC 0.999).
         teacher_norm: `copied` statistics of the student, or `batch` as released; see `EMATeacher`.
-        burn_in: student updates on the source alone before the target is used, while the teacher already follows: for
-            networks that start from random weights, whose first labels are noise (inferred; published hosts start from
-            ImageNet and use 0).
+        burn_in: share of max_steps that learns from the source alone, while the teacher already follows: for networks
+            that start from random weights, whose first labels are noise (inferred; published hosts start from ImageNet
+            and use 0).
         confidence_threshold: probability above which a pseudo-label counts as confident (0.968).
         confidence_scope: the share of confident pixels weighs the pseudo-labels of the whole `batch` (released) or of
             each `image` by itself.
@@ -121,7 +121,7 @@ class SelfTraining(Method):
         acceleration: Acceleration = Acceleration(),
         alpha: float = 0.999,
         teacher_norm: TeacherNorm = "copied",
-        burn_in: int = 0,
+        burn_in: float = 0.0,
         confidence_threshold: float = 0.968,
         confidence_scope: Scope = "batch",
         mix_scope: Scope = "image",
@@ -148,9 +148,9 @@ class SelfTraining(Method):
             raise AdaptSegError(
                 f"model.confidence_threshold is {confidence_threshold}; a probability inside (0, 1) is expected"
             )
-        if burn_in < 0:
-            raise AdaptSegError(f"model.burn_in is {burn_in}; 0 or more steps are expected")
-        self.burn_in = burn_in
+        if not 0 <= burn_in < 1:
+            raise AdaptSegError(f"model.burn_in is {burn_in}; a share of max_steps inside [0, 1) is expected")
+        self.burn_in, self.burn_in_steps = burn_in, 0
         self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
         self.confidence_threshold = confidence_threshold
         self.confidence_scope: Scope = confidence_scope
@@ -169,11 +169,7 @@ class SelfTraining(Method):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.burn_in >= self.trainer.max_steps:
-            raise AdaptSegError(
-                f"model.burn_in is {self.burn_in}, but training ends at step {self.trainer.max_steps}: the target would "
-                "never be used"
-            )
+        self.burn_in_steps = round(self.burn_in * self.trainer.max_steps)
 
     @property
     def evaluated(self) -> Segmenter:
@@ -190,7 +186,7 @@ class SelfTraining(Method):
     def step(self, batch: Batch) -> StepResult:
         source, target = _both_domains(batch)
         loss, logs = self._source_loss(source)
-        if self.teacher.updates < self.burn_in:
+        if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
         lesson, logs["confidence"] = self._taught(target)
