@@ -30,7 +30,7 @@ from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.sampling import scene_index
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
-from adaptseg.methods import Optimization, StepResult, Supervised
+from adaptseg.methods import Acceleration, Optimization, StepResult, Supervised
 from adaptseg.networks import Inference, Output
 
 SIZE = (32, 64)
@@ -240,6 +240,35 @@ def test_accumulated_halves_train_like_the_whole_batch(tmp_path: Path) -> None:
         states.append(list(run.lightning_module.state_dict().values()))
     for whole, halves in zip(*states, strict=True):
         torch.testing.assert_close(whole, halves, rtol=1e-4, atol=1e-6)
+
+
+# ---- acceleration
+
+
+def test_channels_last_changes_the_layout_alone(tmp_path: Path) -> None:
+    states = []
+    for fast in (False, True):
+        model = method(optimization=Optimization(lr=0.01), acceleration=Acceleration(channels_last=fast))
+        trainer(tmp_path, steps=4).fit(model, pair())
+        states.append(model.student.state_dict())
+    kernels = [value for value in states[1].values() if value.ndim == 4 and value.shape[2] > 1]
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in kernels)
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_and_keep_the_names_of_their_weights(tmp_path: Path) -> None:
+    warnings.filterwarnings("ignore", module="torch")  # of the compiler's own making
+    states = []
+    for fast in (False, True):
+        model = method(optimization=Optimization(lr=0.01), acceleration=Acceleration(compile=fast))
+        trainer(tmp_path, steps=2).fit(model, pair())
+        assert (model.student._compiled_call_impl is not None) == fast
+        states.append(model.student.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
 
 
 # ---- non-finite losses
