@@ -190,6 +190,24 @@ def prepared(weights: GBW) -> GBW:
     return weights
 
 
+@GPU
+def test_no_step_after_the_first_waits_for_the_device(batch: Batch) -> None:
+    model = method(
+        masking=Masking(block=8), jitter=ColorJitter(), blur=Blur(), mix_scope="batch", class_weights=prepared(GBW())
+    ).cuda()
+    assert batch.source is not None
+    assert batch.target is not None
+    domains = [type(d)(*(x.cuda() if isinstance(x, Tensor) else x for x in d)) for d in (batch.source, batch.target)]
+    there = Batch(*domains, batch.samples)
+    model.step(there).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.step(there).loss.backward()
+        model.teacher.update(model.student)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # ---- in a trainer
 
 
