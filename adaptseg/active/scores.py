@@ -58,14 +58,96 @@ def mutual_information(draws: Tensor, *, dim: int = -3) -> Tensor:
     Returns:
         (..., H, W) in [0, log min(C, K)]; rounding below 0 is clamped.
     """
-    dim = dim - draws.ndim if dim >= 0 else dim
-    if not -draws.ndim < dim < 0 or len(draws) == 0:
-        raise AdaptSegError(f"draws {tuple(draws.shape)} with class dimension {dim}; give (K, ..., C, H, W) with K > 0")
+    dim = _require_draws(draws, dim)
     mean, mean_entropy = torch.zeros_like(_wide(draws[0])), torch.zeros(())
     for draw in draws:
         mean = mean + draw / len(draws)
         mean_entropy = mean_entropy.to(mean) + _entropy(draw, dim) / len(draws)
     return (_entropy(mean, dim) - mean_entropy).clamp_min(0).float()
+
+
+def edald(draws: Tensor, fixed: Tensor, *, dim: int = -3) -> Tensor:
+    """Two-stage eDALD's score: mutual information of the draws plus entropy of the fixed pass (NeurIPS 2025; eBALD too).
+
+    Args:
+        draws: (K, ..., C, H, W) probabilities of K passes, each with its own noise (eBALD: dropout).
+        fixed: (..., C, H, W) probabilities of the pass with the fixed noise (eBALD: without dropout).
+        dim: the class dimension of `draws`; not 0.
+
+    Returns:
+        (..., H, W) in [0, log min(C, K) + log C].
+    """
+    dim = _require_draws(draws, dim, fixed)
+    return mutual_information(draws, dim=dim) + entropy(fixed, dim=dim)
+
+
+def edald_released(draws: Tensor, fixed: Tensor, *, dim: int = -3) -> Tensor:
+    """What the released code computes for eDALD: it exponentiates probabilities as if they were their logarithms.
+
+    In place of the information stands sum_c mean_k q log q - m log m, q = exp(p), m = mean_k q: about a quarter of it,
+    so that the order is nearly that of the entropy, here -sum_c p log(p + 1e-8). Arguments as of `edald`.
+    """
+    dim = _require_draws(draws, dim, fixed)
+    total = torch.zeros_like(_wide(fixed.select(dim, 0)))
+    for p, q in zip(_wide(fixed).unbind(dim), _wide(draws).unbind(dim), strict=True):
+        q = q.exp()
+        m = q.mean(0)
+        total += ((q * q.log()).mean(0) - m * m.log()).clamp_min(0) - p * (p + 1e-8).log()
+    return total.float()
+
+
+def balanced_entropy(draws: Tensor, *, dim: int = -3, denominator: Literal["paper", "released"]) -> Tensor:
+    """BalEntAcq (Woo, ICLR 2023): a Beta distribution per class, matched to mean and unbiased variance of the draws.
+
+    With its entropy h_c, mean m_c and H = entropy(m): balance = (sum_c m_c h_c + H) / (H + log 2), or, "released", over
+    (sum_c m_c h_c + 2 H). The score is 1 / balance where that is >= 0, else the balance. Computed in float64.
+
+    Args:
+        draws: (K, ..., C, H, W) probabilities of K >= 2 passes.
+        dim: the class dimension of `draws`; not 0.
+
+    Returns:
+        (..., H, W); -inf, so bought last, where no Beta distribution has these moments (one-hot draws). Classes of mean
+        below 1e-9 add nothing (inferred: the floor of the moments alone would rule out their pixels).
+    """
+    dim = _require_draws(draws, dim)
+    if len(draws) < 2 or denominator not in ("paper", "released"):
+        raise AdaptSegError(f"{len(draws)} draws, denominator {denominator!r}; give 2 or more, 'paper' or 'released'")
+    differential = total = torch.zeros_like(draws[0].select(dim, 0), dtype=torch.float64)
+    for p in draws.unbind(dim):
+        p = p.double()
+        m, v = p.mean(0), p.var(0).clamp_min(1e-9)
+        share = m.clamp_min(1e-9)
+        a = share.square() * (1 - share) / v - share
+        b = (1 / share - 1) * a
+        log_beta = (a + 1).lgamma() + b.lgamma() - (a + b + 1).lgamma()
+        h = log_beta - a * (a + 1).digamma() - (b - 1) * b.digamma() + (a + b - 1) * (a + b + 1).digamma()
+        part = (share * h).clamp_max(0).where((a > 0) & (b > 0), math.nan)
+        differential = differential + part.where(m > 1e-9, 0.0)
+        total = total - torch.xlogy(m, m)
+    balance = differential + total
+    balance = balance / (total + math.log(2) if denominator == "paper" else balance + total)
+    score = torch.where(balance >= 0, 1 / balance, balance)
+    return score.where(score.isfinite(), -math.inf).float()
+
+
+def power_score(score: Tensor, uniform: Tensor, beta: float = 1.0) -> Tensor:
+    """PowerBALD / PowerDALD: beta log(score) + Gumbel noise, whose top b are a draw without replacement ~ score^beta.
+
+    Args:
+        score: >= 0, any shape, e.g. `mutual_information`; below 1e-9 it counts as 1e-9.
+        uniform: random numbers in [0, 1), same shape (`random_score`).
+        beta: 0 = random, infinite = the score's own order.
+    """
+    if uniform.shape != score.shape or not beta >= 0:
+        raise AdaptSegError(f"uniform {tuple(uniform.shape)}, beta {beta}; give {tuple(score.shape)} and beta >= 0")
+    u = uniform.double().clamp(2.0**-53, 1 - 2.0**-53)
+    return (beta * _wide(score).clamp_min(1e-9).log() - (-u.log()).log()).float()
+
+
+def power_score_released(score: Tensor, uniform: Tensor) -> Tensor:
+    """The released PowerBALD / PowerDALD: log(score) plus a heavy-tailed Pareto(1, 1) draw 1 / (1 - uniform)."""
+    return (_wide(score).clamp_min(1e-9).log() + 1 / (1 - uniform.double()).clamp_min(2.0**-53)).float()
 
 
 def region_impurity(predicted: Tensor, num_classes: int, radius: int) -> Tensor:
@@ -172,6 +254,16 @@ def _entropy(probabilities: Tensor, dim: int) -> Tensor:
     for p in parts:
         total = total - torch.xlogy(p, p)
     return total
+
+
+def _require_draws(draws: Tensor, dim: int, fixed: Tensor | None = None) -> int:
+    """The class dimension counted from the end, where it is the same one for a single pass."""
+    dim = dim - draws.ndim if dim >= 0 else dim
+    if not -draws.ndim < dim < 0 or len(draws) == 0:
+        raise AdaptSegError(f"draws {tuple(draws.shape)} with class dimension {dim}; give (K, ..., C, H, W) with K > 0")
+    if fixed is not None and fixed.shape != draws.shape[1:]:
+        raise AdaptSegError(f"fixed is {tuple(fixed.shape)}; give the shape of one draw, {tuple(draws.shape[1:])}")
+    return dim
 
 
 def _predicted(probabilities: Tensor) -> Tensor:
