@@ -14,7 +14,7 @@ def likeliest(scores: Tensor, dim: int) -> Tensor:
     dimension is not vectorised, while a maximum and a comparison are.
 
     Args:
-        scores: floating; without NaN.
+        scores: floating. A NaN gives the last class, not an index out of range.
         dim: the class dimension.
 
     Returns:
@@ -26,4 +26,4 @@ def likeliest(scores: Tensor, dim: int) -> Tensor:
     # Classes count down, so that the lowest of several largest has the largest number.
     countdown = torch.arange(classes, 0, -1, dtype=torch.uint8, device=scores.device).view(shape)
     largest = (scores == scores.amax(dim, keepdim=True)).view(torch.uint8)
-    return classes - largest.mul_(countdown).amax(dim).long()
+    return classes - largest.mul_(countdown).amax(dim).clamp_(min=1).long()

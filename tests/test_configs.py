@@ -58,7 +58,12 @@ def test_overlay_sets_its_own_block_only(overlay: Path):
     assert set(load_recipe(overlay)) == {BLOCKS[overlay.parent.name]}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    # Recipes of one method differ in values alone: one of each is enough for the quick suite.
+    [pytest.param(r, marks=[] if r.stem in ("source_only", "mic") else pytest.mark.slow) for r in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_every_overlay_parses_on_every_recipe(recipe: Path):
     alone = parse(recipe)
     assert alone.model.class_path == f"adaptseg.methods.{load_recipe(recipe)['model']['class_path']}"

@@ -19,6 +19,10 @@ def test_index_of_the_largest(classes: int, dim: int) -> None:
     assert likeliest(scores.half(), dim).dtype == torch.int64
 
 
+def test_nan_stays_in_range() -> None:
+    assert likeliest(torch.full((1, 4, 2, 2), float("nan")), 1).tolist() == [[[3, 3], [3, 3]]]
+
+
 def test_of_equal_ones_the_lowest() -> None:
     scores = torch.randint(0, 3, (2, 7, 4, 5), generator=torch.Generator().manual_seed(0)).float()
     for b, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(5)).tolist():

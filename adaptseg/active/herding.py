@@ -5,11 +5,11 @@ MaxHerding (Bae et al., ECCV 2024) picks greedily for the coverage
     C(S) = 1/n sum_i w_i max_{s in S} k(x_i, x_s),    k(x, y) = exp(-|x - y|^2 / length_scale^2),
 
 UHerding (ICLR 2025) is the same with uncertainties as weights w. The gain of a point only falls while S grows
-(submodularity), so a gain computed earlier bounds it from above. Points whose bound is beaten need no new look, and when
-the best representative of some rows changes only these rows lower the bounds of all (two-stage eDALD specification 9.3).
-Gains decide in float64, from kernel columns in float64; only bounds are computed in the features' own precision,
-rounded upwards. So the picks are those of the plain float64 loop, although most of the work is float32, and though
-never more than `block` kernel rows exist at a time.
+(submodularity), so a gain computed earlier bounds it from above. Points whose bound is beaten need no new look, and
+only rows whose best representative changes lower the bounds of all (two-stage eDALD specification 9.3). Gains decide in
+float64, from kernel columns in float64; only bounds are computed in the features' own precision, rounded upwards. So
+the picks are those of the plain float64 loop, although most of the work is float32, and though never more than `block`
+kernel rows exist at a time.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class HerdingSearch:
         return bounds
 
     def _rounding_error(self) -> float:
-        """How far fast kernel values lie from exact ones: measured, since it depends on TF32, autocast and the norms."""
+        """How far fast kernel values lie from exact ones: measured, as it depends on TF32 and on the norms."""
         n = len(self._features)
         probes = torch.linspace(0, n - 1, min(_PROBES, n), device=self._features.device).long()
         worst = (self._fast_rows(probes) - self._columns(self._features[probes])).abs().max()

@@ -67,7 +67,7 @@ def mutual_information(draws: Tensor, *, dim: int = -3) -> Tensor:
 
 
 def edald(draws: Tensor, fixed: Tensor, *, dim: int = -3) -> Tensor:
-    """Two-stage eDALD's score: mutual information of the draws plus entropy of the fixed pass (NeurIPS 2025; eBALD too).
+    """Two-stage eDALD's score: mutual information of the draws plus entropy of the fixed pass (also eBALD).
 
     Args:
         draws: (K, ..., C, H, W) probabilities of K passes, each with its own noise (eBALD: dropout).

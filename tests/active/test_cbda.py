@@ -604,7 +604,7 @@ def test_nothing_but_the_oracle_reads_the_labels_of_the_pool(tmp_path: Path, set
         assert (batch.labels == VOID).all()
     for sample in range(8):
         dataset = pair.train_dataloader().dataset
-        _, item = dataset[sample]
+        _, item, *_ = dataset[sample]
         mask = acquisition.store.bought(item.key, 1)
         np.testing.assert_array_equal(item.bought, np.where(mask, truth.labels(item.key), VOID))
 

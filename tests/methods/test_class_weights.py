@@ -287,6 +287,7 @@ def test_frequencies_need_a_source(tmp_path: Path, make: Callable[[], ClassWeigh
 # ---- the log
 
 
+@pytest.mark.slow
 def test_each_loss_logs_c_numbers_at_log_steps_only_and_they_are_drawn(tmp_path: Path) -> None:
     model = SelfTraining(
         network=tiny_network, class_table=STREETS, masking=Masking(block=8), class_weights=GBW(regularization=1e-3)

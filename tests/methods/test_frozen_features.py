@@ -80,6 +80,7 @@ def naive(features: Tensor, reference: Tensor, labels: Tensor, classes: tuple[in
     return sum(distances) / len(distances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "classes"),
     [
@@ -105,6 +106,7 @@ def test_distance_is_that_of_a_naive_loop(
     assert float(distance) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_students_encoder_only(network: Callable[[int], DAFormer]) -> None:
     model, source = method(network), scenes()
     step_away(model)
