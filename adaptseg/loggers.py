@@ -46,7 +46,9 @@ class CsvLogger(Logger):
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 file.write(HEADER)
-            writer.writerows((step, name, repr(float(value))) for name, value in metrics.items() if name != "epoch")
+            # By name: Lightning lists metrics in the order in which they were first logged, which a resume forgets.
+            rows = sorted((name, repr(float(value))) for name, value in metrics.items() if name != "epoch")
+            writer.writerows((step, *row) for row in rows)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -69,7 +69,7 @@ def test_losses_class_weights_student_and_teacher_of_a_training(tmp_path: Path, 
     first, second = (numbers(run / "metrics.csv") for run in (one, two))
     assert_alike(first, second)
     shares = [value for (_, name), value in first.items() if name == "train/confidence"]
-    assert len(shares) == 8
+    assert len(shares) == 5  # the burn-in takes a third of 8 steps
     assert min(shares) > 0.01
     assert max(shares) < 0.99  # or the scopes of shares would make no difference
     weights = [value for (_, name), value in first.items() if name.startswith("class_weights/")]
