@@ -305,7 +305,7 @@ def test_each_loss_logs_c_numbers_at_log_steps_only_and_they_are_drawn(tmp_path:
         assert sum(values) == pytest.approx(2 * CLASSES, rel=1e-5)
     figure = class_weight_curves(tmp_path / "metrics.csv", STREETS)
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == [f"class weights, {loss}" for loss in LOSSES]
+    assert [axes.get_title() for axes in figure.axes] == [f"class weights, {loss}" for loss in sorted(LOSSES)]
     assert [len(axes.lines) for axes in figure.axes] == [CLASSES] * 3
 
 
