@@ -10,8 +10,8 @@ from torch import Tensor
 def likeliest(scores: Tensor, dim: int) -> Tensor:
     """Index of the largest value along a class dimension of at most 255; of equal ones the lowest, on every device.
 
-    As `scores.argmax(dim)`, which leaves ties open, and on a CPU takes ten times as long: its reduction over a strided
-    dimension is not vectorised, while a maximum and a comparison are.
+    As `scores.argmax(dim)`, which leaves ties open, and on a CPU takes several times as long: its reduction over a
+    strided dimension is not vectorised, while a maximum and a comparison are.
 
     Args:
         scores: floating. A NaN gives the last class, not an index out of range.

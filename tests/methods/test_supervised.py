@@ -157,8 +157,9 @@ def test_loss_and_gradient_equal_the_naive_ones(batch: Batch, settings: dict[str
         assert computed.grad is not None
         assert naive.grad is not None
         scale = float(naive.grad.abs().max())
-        # Boundary consistency jumps where a probability equals its neighbourhood's mean: rounding decides a few pixels.
-        torch.testing.assert_close(computed.grad.double(), naive.grad, rtol=1e-3, atol=1e-3 * scale + 1e-9)
+        # Boundary consistency's slope jumps where a probability equals its neighbours' mean: rounding decides there.
+        slack = 1e-3 if settings.get("consistency_weight") else 1e-4
+        torch.testing.assert_close(computed.grad.double(), naive.grad, rtol=1e-3, atol=slack * scale + 1e-9)
 
 
 def test_logs_name_the_unweighted_terms(batch: Batch) -> None:
