@@ -88,6 +88,9 @@ class Report(Callback):
             return  # stopped before the last step
         acquisition = _acquisition(trainer)
         if acquisition and acquisition.history:
+            if not acquisition.judged_in_rounds:  # all at once, now
+                self._print_rows(trainer, acquisition.history)
+                _write_rounds(trainer, acquisition.history)
             last = acquisition.history[-1]
             end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [end])

@@ -225,6 +225,7 @@ class DomainPair(LightningDataModule):
             self.rare_classes(),
             self.max_class_share,
             self.untrusted_margins,
+            with_images=getattr(trainer.lightning_module, "reads_images", True),
         )
         return DataLoader(
             dataset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -51,6 +51,9 @@ class Method(LightningModule):
         class_weights: what the classes weigh in every pixel cross-entropy of the method; null = 1 each.
         acceleration: compilation and memory format of the networks.
     """
+
+    reads_images: ClassVar[bool] = True
+    """Whether training batches need pictures; without, nothing is decoded and images come as (B, 3, 0, 0)."""
 
     def __init__(
         self,
@@ -214,6 +217,10 @@ class Method(LightningModule):
             )
         self.window_keys.clear()
 
+    def on_labels_bought(self, round: int) -> None:
+        """Called once the labels of round `round` (from 1) are bought, before the next step sees them. By default a
+        method goes on with what it has learned."""
+
     # ---- evaluation
 
     @property
@@ -260,8 +267,11 @@ class Method(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, prefix: str) -> None:
-        result = self.metrics.compute()
-        self.metrics.reset()
+        self._log_scores(prefix, self.metrics)
+
+    def _log_scores(self, prefix: str, metrics: SegmentationMetrics) -> None:
+        result = metrics.compute()
+        metrics.reset()
         # The metric has synchronised its confusion matrix: every rank logs the same numbers.
         for name in ("miou", "worst", "accuracy"):
             self.log(f"{prefix}/{name}", result[name].to(self.device), rank_zero_only=False)
