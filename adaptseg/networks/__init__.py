@@ -2,15 +2,21 @@
 
 from adaptseg.networks.daformer import DAFormer
 from adaptseg.networks.deeplab_v2 import DeepLabV2
+from adaptseg.networks.denoiser import Denoiser, load_denoiser
+from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, FeatureMaps
 from adaptseg.networks.groups import parameter_groups
 from adaptseg.networks.inference import Inference, predict_probabilities
-from adaptseg.networks.load import build, describe, load
+from adaptseg.networks.load import build, describe, load, rebuild
 from adaptseg.networks.segmenter import Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
 
 __all__ = [
     "DAFormer",
     "DeepLabV2",
+    "Denoiser",
+    "DiffusionFeatures",
+    "EncoderFeatures",
+    "FeatureMaps",
     "Inference",
     "Normalization",
     "Output",
@@ -19,8 +25,10 @@ __all__ = [
     "build",
     "describe",
     "load",
+    "load_denoiser",
     "parameter_groups",
     "predict_probabilities",
+    "rebuild",
     "require",
     "resize_logits",
 ]
