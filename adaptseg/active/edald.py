@@ -182,7 +182,7 @@ class TwoStageEDALD(Acquisition):
         return sum(math.prod(size) // 8 + 129 for size in sizes.values())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not hasattr(pl_module, "pool_features"):
+        if stage == "fit" and not hasattr(type(pl_module), "pool_features"):
             raise AdaptSegError(
                 f"active: {type(self).__name__} needs features of single pixels, which model: "
                 f"{type(pl_module).__name__} does not have; start from configs/edald.yaml"
@@ -213,7 +213,9 @@ class TwoStageEDALD(Acquisition):
         if "score" in stages:
             left = self._best(trainer, method, left, score, count)
         if len(left) < count and trainer.is_global_zero:
-            warnings.warn(f"round {self.round + 1}: {len(left)} candidates for {count} pixels; all are bought", stacklevel=2)
+            warnings.warn(
+                f"round {self.round + 1}: {len(left)} candidates for {count} pixels; all are bought", stacklevel=2
+            )
         method.pool_features.forget_maps()
         for index in self._mine:
             height, width = self.store.sizes[self._keys[index]]
@@ -274,7 +276,10 @@ class TwoStageEDALD(Acquisition):
         labelled = [(i, np.flatnonzero(self.store.bought(self._keys[i], self.round))) for i in self._mine]
         candidates = self._features(trainer, method, mine, "reading candidates")
         known = Points.of(labelled)
-        pool, covered = merged(mine, candidates), merged(known, self._features(trainer, method, known, "reading labels"))
+        pool, covered = (
+            merged(mine, candidates),
+            merged(known, self._features(trainer, method, known, "reading labels")),
+        )
         if pool is None or covered is None:
             return announced(None)
         points, (features,) = pool

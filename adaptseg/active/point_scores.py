@@ -60,4 +60,3 @@ def _score_by_draws(formula: PointScore, fixed: Tensor, drawn: Tensor, uniform: 
             return scores.balanced_entropy(drawn, dim=-1, denominator="released")
         case _:
             raise ValueError(f"'{formula}' is no score by draws")
-

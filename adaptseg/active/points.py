@@ -50,9 +50,7 @@ def merged(points: Points, *columns: NDArray[Any]) -> tuple[Points, list[NDArray
     parts = _gather_on_first((points, columns))
     if parts is None:
         return None
-    everything = Points(
-        np.concatenate([p.image for p, _ in parts]), np.concatenate([p.flat for p, _ in parts])
-    )
+    everything = Points(np.concatenate([p.image for p, _ in parts]), np.concatenate([p.flat for p, _ in parts]))
     order = np.lexsort((everything.flat, everything.image))
     joined = [np.concatenate([own[i] for _, own in parts])[order] for i in range(len(columns))]
     return everything.at(order), joined

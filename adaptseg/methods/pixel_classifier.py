@@ -115,7 +115,7 @@ class PixelClassifier(Method):
         class_weights: ClassWeights | None = None,
         acceleration: Acceleration = Acceleration(),
         norm_statistics: Literal["transductive", "labelled", "frozen"] = "transductive",
-        norm_pixels: int = 256,
+        norm_pixels: int = 64,
         source_pixels: int = 64,
         source_weight: float = 1.0,
         cache: str | None = "cache",
@@ -164,7 +164,10 @@ class PixelClassifier(Method):
             return
         data = pair_of(self.trainer)
         self._require_whole_scenes(data)
-        for domain, scenes, view in (("source", data.source, data.source_view), ("target", data.target, data.target_view)):
+        for domain, scenes, view in (
+            ("source", data.source, data.source_view),
+            ("target", data.target, data.target_view),
+        ):
             if scenes is not None:
                 standing = self._norm_points if domain == "target" else None
                 self.banks[domain] = FeatureBank(
@@ -267,11 +270,15 @@ class PixelClassifier(Method):
         return torch.cat(rows), torch.cat(labels)
 
     def _loss(self, name: str, rows: Tensor, labels: Tensor) -> Tensor:
-        counted = {"transductive": None, "labelled": labels != VOID, "frozen": torch.zeros_like(labels, dtype=torch.bool)}
+        counted = {
+            "transductive": None,
+            "labelled": labels != VOID,
+            "frozen": torch.zeros_like(labels, dtype=torch.bool),
+        }
         logits = self.network.head(rows, counted[self.norm_statistics])
         logits = nn.functional.dropout(logits, self.training_of_head.dropout)
         # As a picture one row high: what class weights and the cross-entropy read.
-        log_p, labels = logits.log_softmax(1).T[None, :, None], labels[None, None]
+        log_p, labels = logits.T[None, :, None].contiguous().log_softmax(1), labels[None, None]
         weights = self.weights_of(name, log_p, labels)
         return global_mean(*negative_log_likelihood(log_p, labels, class_weights=weights))
 
@@ -291,9 +298,7 @@ class PixelClassifier(Method):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.training_of_head
-        optimizer = torch.optim.Adam(
-            self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.Adam(self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         schedule = LambdaLR(optimizer, lambda step: settings.rate(self._passes(step)) / settings.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -302,7 +307,9 @@ class PixelClassifier(Method):
     ) -> None:
         assert optimizer_closure is not None
         if self.trainer.accumulate_grad_batches > 1:
-            raise AdaptSegError("trainer.accumulate_grad_batches: PixelClassifier takes 1; raise data.batch_size instead")
+            raise AdaptSegError(
+                "trainer.accumulate_grad_batches: PixelClassifier takes 1; raise data.batch_size instead"
+            )
         optimizer_closure()
         if not self.rests:
             optimizer.step()
@@ -337,7 +344,9 @@ class PixelClassifier(Method):
         size = (batch.image.shape[-2], batch.image.shape[-1])
         while len(self.finished_metrics) < len(self.finished):
             self.finished_metrics.append(SegmentationMetrics(self.class_table).to(self.device))
-        for head, metrics in zip([*self.finished, self.network.head], [*self.finished_metrics, self.metrics], strict=True):
+        for head, metrics in zip(
+            [*self.finished, self.network.head], [*self.finished_metrics, self.metrics], strict=True
+        ):
             assert isinstance(head, PixelHead)
             logits = resize_logits(head.dense(maps, size).float(), (height, width), self.inference.align_corners)
             metrics.update(likeliest(logits, 1), batch.labels)

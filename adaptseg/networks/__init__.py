@@ -7,6 +7,7 @@ from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, F
 from adaptseg.networks.groups import parameter_groups
 from adaptseg.networks.inference import Inference, predict_probabilities
 from adaptseg.networks.load import build, describe, load, rebuild
+from adaptseg.networks.pixel_segmenter import PixelSegmenter
 from adaptseg.networks.segmenter import Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
 
@@ -20,6 +21,7 @@ __all__ = [
     "Inference",
     "Normalization",
     "Output",
+    "PixelSegmenter",
     "Segmenter",
     "SmpSegmenter",
     "build",

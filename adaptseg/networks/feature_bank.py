@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ class FeatureBank:
         self._folder = folder and folder / "features" / self.identity
         self._maps: tuple[str, int, list[Tensor]] | None = None
 
+    @property
+    def channels(self) -> int:
+        """D."""
+        return self._features().channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where features come out."""
+        return self._features().device
+
     def size(self, key: str) -> Size:
         """(H, W) on which positions live."""
         return self._size or self._scenes.size(key)
@@ -83,7 +94,7 @@ class FeatureBank:
                 self._write(key, draw, known, values, missing[kept], computed[kept])
             known, values = _merged(known, values, missing, computed)
         rows = torch.from_numpy(np.ascontiguousarray(values[np.searchsorted(known, wanted)]))
-        return rows.to(self._features().device).float()
+        return rows.to(self.device).float()
 
     def remembered(
         self, key: str, settings: dict[str, Any], compute: Callable[[], NDArray[np.int64]]
@@ -136,7 +147,7 @@ class FeatureBank:
     def _read(self, key: str, draw: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Sorted flat positions and their features; empty where nothing is kept."""
         if self._folder is None or not (path := self._file(key, draw)).is_file():
-            return np.empty(0, np.int64), np.empty((0, self._features().channels), np.float16)
+            return np.empty(0, np.int64), np.empty((0, self.channels), np.float16)
         entry = np.load(path, mmap_mode="r")
         return entry["at"], entry["features"]
 
@@ -174,6 +185,7 @@ def _probes(scenes: Scenes) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(scenes.image(key)).tobytes()).hexdigest()[:16] for key in keys]
 
 
+@lru_cache(maxsize=1 << 12)  # the same few pixels are asked for in every pass over the pool
 def fixed_sample(seed: int, stream: str, key: str, size: Size, count: int) -> Tensor:
     """(n, 2) int64 positions of `count` different pixels of one scene, all if it has fewer; a pure function of its
     arguments, in reading order.
@@ -183,4 +195,3 @@ def fixed_sample(seed: int, stream: str, key: str, size: Size, count: int) -> Te
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     flat = np.sort(rng.choice(pixels, min(count, pixels), replace=False))
     return torch.from_numpy(np.stack(np.divmod(flat, size[1]), 1))
-

@@ -88,6 +88,16 @@ class FeatureMaps(nn.Module, ABC):
     def identity(self) -> dict[str, Any]:
         """Plain values that decide the features: equal identities give equal features of equal images."""
 
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """{"class_path": ..., "init_args": {...}} of plain types that makes the same features again. Unlike a
+        Segmenter's it names the files of its weights, which no checkpoint of a head holds."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     @cached_property
     def _weights(self) -> str:
         """16 hex digits of the names, types and values of all weights."""
@@ -142,7 +152,7 @@ class DiffusionFeatures(FeatureMaps):
                 "may be named once"
             )
         super().__init__([found[block][1] for block in chosen] * len(timesteps), seed)
-        self.timesteps, self.blocks = tuple(timesteps), tuple(chosen)
+        self.source, self.timesteps, self.blocks = unet, tuple(timesteps), tuple(chosen)
         self.unet: Any = network.requires_grad_(False)
         self._read = [found[block][0] for block in chosen]
         self.train(False)
@@ -162,6 +172,13 @@ class DiffusionFeatures(FeatureMaps):
 
     def check(self, size: tuple[int, int]) -> None:
         check_size(size, patch_size(self.unet))
+
+    def config(self) -> dict[str, Any]:
+        arguments = {"unet": self.source, "timesteps": list(self.timesteps), "blocks": list(self.blocks)}
+        return {
+            "class_path": "adaptseg.networks.feature_maps.DiffusionFeatures",
+            "init_args": {**arguments, "seed": self.seed},
+        }
 
     def identity(self) -> dict[str, Any]:
         architecture = {key: _plain(value) for key, value in self.unet.config.items() if not key.startswith("_")}
@@ -269,7 +286,7 @@ class EncoderFeatures(FeatureMaps):
         if noise < 0:
             raise AdaptSegError(f"noise: {noise} given, a standard deviation of 0 or more expected")
         super().__init__([found[level].channels for level in chosen], seed)
-        self.name, self.levels, self.noise = encoder, tuple(chosen), noise
+        self.name, self.weights, self.levels, self.noise = encoder, weights, tuple(chosen), noise
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             network = make_encoder(encoder, from_hub=weights is True)
@@ -286,6 +303,13 @@ class EncoderFeatures(FeatureMaps):
 
     def check(self, size: tuple[int, int]) -> None:
         check_size(size, int(getattr(self.encoder, "output_stride", 32)))
+
+    def config(self) -> dict[str, Any]:
+        arguments = {"encoder": self.name, "weights": self.weights, "levels": list(self.levels), "noise": self.noise}
+        return {
+            "class_path": "adaptseg.networks.feature_maps.EncoderFeatures",
+            "init_args": {**arguments, "seed": self.seed},
+        }
 
     def identity(self) -> dict[str, Any]:
         return {

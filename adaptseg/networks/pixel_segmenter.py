@@ -6,6 +6,7 @@ batch norm, one network instead of an ensemble.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class PixelHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = [channels, *hidden, num_classes]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(RowNorm(width) for width in hidden)
         self.restart(torch.Generator().manual_seed(0))
 
