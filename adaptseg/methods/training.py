@@ -20,7 +20,7 @@ from adaptseg.errors import AdaptSegError
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks.groups import ParameterParts
-from adaptseg.networks.load import Describable
+from adaptseg.networks.load import ENTRY, Describable
 
 
 class StepResult(NamedTuple):
@@ -178,6 +178,6 @@ class Training(LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["adaptseg"] = networks.describe(
+        checkpoint[ENTRY] = networks.describe(
             self.saved_networks(), self.logit_classes, IMAGENET_MEAN, IMAGENET_STD
         )
