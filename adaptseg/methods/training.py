@@ -178,6 +178,4 @@ class Training(LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ENTRY] = networks.describe(
-            self.saved_networks(), self.logit_classes, IMAGENET_MEAN, IMAGENET_STD
-        )
+        checkpoint[ENTRY] = networks.describe(self.saved_networks(), self.logit_classes, IMAGENET_MEAN, IMAGENET_STD)

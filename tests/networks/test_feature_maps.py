@@ -65,7 +65,7 @@ def decoder_by_hand(unet: Any, noisy: Tensor, timestep: int) -> list[Tensor]:
     handles = []
     for stage in unet.up_blocks:
         parts = stage.attentions if hasattr(stage, "attentions") else stage.resnets
-        ends = list(parts)[:-1] + [stage]  # the up-sampler belongs to the last block of its level
+        ends = [*list(parts)[:-1], stage]  # the up-sampler belongs to the last block of its level
         handles += [part.register_forward_hook(inside) for part in ends]
     with torch.no_grad():
         unet(noisy, timestep)
@@ -213,7 +213,11 @@ def test_refused_settings(folder: str, settings: dict[str, Any], said: str) -> N
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"levels": (5,)}, "has 5 maps, 0 to 4"), ({"noise": -0.1}, "noise: -0.1"), ({"encoder": "resnet7"}, "no encoder")],
+    [
+        ({"levels": (5,)}, "has 5 maps, 0 to 4"),
+        ({"noise": -0.1}, "noise: -0.1"),
+        ({"encoder": "resnet7"}, "no encoder"),
+    ],
 )
 def test_refused_encoders(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(AdaptSegError) as error:
