@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_configs import CONFIGS
 from test_method_base import SOURCE, TARGET, VAL, Recorder, pair, quiet, state_of, trainer
+from test_resume import equal
 
 from adaptseg import networks
 from adaptseg.cli import main
@@ -98,7 +99,7 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole")
     again = fit(tmp_path / "again", ckpt_path=tmp_path / "whole" / "step3.ckpt", weights_only=False)
     assert whole.lightning_module.average.updates == again.lightning_module.average.updates == 6
-    assert all(map(torch.equal, state_of(whole), state_of(again)))
+    assert equal(state_of(whole), state_of(again))
     assert torch.equal(whole.callback_metrics["val/denoising_loss"], again.callback_metrics["val/denoising_loss"])
 
 
@@ -241,11 +242,12 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert features.maps(torch.zeros(1, 3, 16, 32))[0].shape[1] == features.level_channels[0]
 
 
-def test_best_is_the_lowest_error(tmp_path: Path) -> None:
+def test_best_is_the_lowest_error() -> None:
     assert Denoising.monitor == ("val/denoising_loss", "min")
     assert Supervised.monitor == ("val/miou", "max")
 
 
+@pytest.mark.slow
 def test_other_recipes_do_not_wait_for_diffusers() -> None:
     code = "import sys, adaptseg.lightning_cli; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
