@@ -40,7 +40,7 @@ from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
-from adaptseg.methods import Method
+from adaptseg.methods import Method, Training
 from adaptseg.parsing import START, Parser, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
@@ -75,7 +75,7 @@ class AdaptSegCLI(LightningCLI):
         self.options, self.configs = options, configs
         self.finished = False
         super().__init__(
-            Method,
+            Training,
             DomainPair,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -167,6 +167,18 @@ class AdaptSegCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         if not self.finished:
             super().instantiate_classes()
+            self._require_segmentation()
+
+    def _require_segmentation(self) -> None:
+        """Predictions and acquisitions are of labels; a method that has none says so before it begins."""
+        assert self.subcommand is not None
+        if isinstance(self.model, Method):
+            return
+        name = type(self.model).__name__
+        if self.subcommand == "predict":
+            raise AdaptSegError(f"{name} predicts no labels: `adaptseg predict` needs a method of segmentation")
+        if self.config[self.subcommand].get("active") is not None:
+            raise AdaptSegError(f"{name} learns from no labels, so there are none to buy: leave out `active:`")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning appends None for an absent `active:` block. An acquisition must run before the house callbacks,
@@ -197,8 +209,9 @@ class AdaptSegCLI(LightningCLI):
         last = MovableCheckpoint(
             folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
         )
+        metric, mode = self.model.monitor
         best = MovableCheckpoint(
-            folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+            folder, "best", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
         has_val = getattr(self.datamodule, "val", None) is not None
         # The report is the last that writes: its result.json marks a finished run.

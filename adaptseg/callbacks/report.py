@@ -61,7 +61,7 @@ class Report(Callback):
                 "steps": trainer.global_step,
                 "seconds": round(self._seconds(), 1),
                 "rounds": list(acquisition.history) if acquisition else [],
-                "val": _scores(trainer, "val") if final_scores(trainer) else None,
+                "val": _scores(trainer, "val") or None,
             }
         if acquisition is None or len(acquisition.history) == self._rounds_told:
             return
@@ -94,7 +94,7 @@ class Report(Callback):
             last = acquisition.history[-1]
             end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [end])
-        _print_classes(trainer, "val")
+        _print_scores(trainer, "val")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Comes also when a resume finds no step left to train, unlike `on_train_end`.
@@ -114,16 +114,30 @@ def _class_scores(trainer: Trainer, prefix: str, kind: str) -> dict[str, float]:
 
 
 def _scores(trainer: Trainer, prefix: str) -> dict[str, Any]:
-    """mIoU, worst IoU, accuracy, and IoU and recall per present class as plain numbers in [0, 1]."""
-    metrics = trainer.callback_metrics
-    means = {name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")}
-    return {**means, **{kind: _class_scores(trainer, prefix, kind) for kind in ("iou", "recall")}}
+    """What the method logged as plain numbers; empty without that split.
+
+    Of segmentation: mIoU, worst IoU, accuracy, and IoU and recall per present class, in [0, 1].
+    """
+    kinds = {kind: _class_scores(trainer, prefix, kind) for kind in ("iou", "recall")}
+    return {**_means(trainer, prefix), **{kind: scores for kind, scores in kinds.items() if scores}}
 
 
-def _print_classes(trainer: Trainer, prefix: str) -> None:
+def _means(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The metrics of a split that are not about one class."""
+    logged = trainer.callback_metrics.items()
+    names = {name.removeprefix(f"{prefix}/"): float(value) for name, value in logged if name.startswith(f"{prefix}/")}
+    return {name: value for name, value in names.items() if "/" not in name}
+
+
+def _print_scores(trainer: Trainer, prefix: str) -> None:
+    """A table of IoU per class; of a method without classes a line per metric."""
     scores = _class_scores(trainer, prefix, "iou")
     bar = trainer.progress_bar_callback
-    if not scores or not isinstance(bar, RunProgress):
+    if not isinstance(bar, RunProgress):
+        return
+    if not scores:
+        for name, value in _means(trainer, prefix).items():
+            bar.print(f"{prefix}/{name} {value:.4f}", highlight=False)
         return
     table = Table(title=f"IoU per class, {prefix}", title_justify="left")
     table.add_column("class")
@@ -165,7 +179,7 @@ def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
 
 def write_scores(trainer: Trainer, prefix: str) -> None:
     """After `validate` or `test`: print the scores and write `<prefix>.json` into the run directory."""
-    _print_classes(trainer, prefix)
+    _print_scores(trainer, prefix)
     if trainer.is_global_zero:
         scores = {"checkpoint": str(trainer.ckpt_path), **_scores(trainer, prefix)}
         storage.atomic_json(Path(trainer.default_root_dir) / f"{prefix}.json", scores)

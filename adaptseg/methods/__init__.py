@@ -9,6 +9,7 @@ from adaptseg.methods.class_weights import EffectiveNumber as EffectiveNumber
 from adaptseg.methods.class_weights import FixedWeights as FixedWeights
 from adaptseg.methods.class_weights import InverseFrequency as InverseFrequency
 from adaptseg.methods.class_weights import MedianFrequency as MedianFrequency
+from adaptseg.methods.denoising import Denoising as Denoising
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
 from adaptseg.methods.optimization import Optimization as Optimization
 from adaptseg.methods.pixel_classifier import HeadTraining as HeadTraining
@@ -16,3 +17,4 @@ from adaptseg.methods.pixel_classifier import PixelClassifier as PixelClassifier
 from adaptseg.methods.self_training import Masking as Masking
 from adaptseg.methods.self_training import SelfTraining as SelfTraining
 from adaptseg.methods.supervised import Supervised as Supervised
+from adaptseg.methods.training import Training as Training

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-
-from adaptseg.networks import Segmenter
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Acceleration:
     compile: bool = False
     channels_last: bool = False
 
-    def arrange(self, network: Segmenter) -> None:
+    def arrange(self, network: nn.Module) -> None:
         """The memory format of a new network; compilation waits until its weights are where they stay."""
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import Segmenter, parameter_groups
+from adaptseg.networks import parameter_groups
+from adaptseg.networks.groups import ParameterParts
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Optimization:
             return decay * (self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps)
         return decay
 
-    def build(self, network: Segmenter, max_steps: int) -> tuple[Optimizer, LambdaLR]:
+    def build(self, network: ParameterParts, max_steps: int) -> tuple[Optimizer, LambdaLR]:
         """Optimiser over the trainable parameters of `network`, and its per-step schedule."""
         groups = parameter_groups(
             network,

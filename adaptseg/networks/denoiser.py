@@ -1,7 +1,7 @@
 """The network of a diffusion model: predicts the noise in a noisy image (DDPM: Ho, Jain, Abbeel, NeurIPS 2020).
 
-Images of a denoiser lie in [-1, 1]. `diffusers` is imported when a denoiser is made, not before: that takes seconds, and
-no other recipe needs it.
+Images of a denoiser lie in [-1, 1]. `diffusers` is imported when a denoiser is made, not before: that takes seconds,
+and no other recipe needs it.
 """
 
 from __future__ import annotations

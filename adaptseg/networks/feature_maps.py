@@ -60,9 +60,9 @@ class FeatureMaps(nn.Module, ABC):
 
         Args:
             images: (B, 3, H, W), ImageNet-normalised.
-            draw: 0: the fixed noise; 1, 2, ...: fresh ones. The noise of a draw is a pure function of (seed, draw, H, W):
-                the same for every image, timestep and round. Draw 0 has a random stream of its own, so that no other
-                draw can repeat it (trap T15). The global random state stays as it is.
+            draw: 0: the fixed noise; 1, 2, ...: fresh ones. The noise of a draw is a pure function of (seed, draw, H,
+                W): the same for every image, timestep and round. Draw 0 has a random stream of its own, so that no
+                other draw can repeat it (trap T15). The global random state stays as it is.
 
         Returns:
             one (B, C_i, h_i, w_i) float32 for each of `level_channels`.
@@ -130,8 +130,8 @@ class DiffusionFeatures(FeatureMaps):
     Args:
         unet: run directory or checkpoint of `Denoising`, a folder that diffusers saved, or "owner/name" on the hub.
         timesteps: noise levels, 0 to 999; one pass each.
-        blocks: decoder blocks to read. None: the published 5, 8, 12, 17 where there are 18 blocks, as in ADM at 256x256;
-            else the last of every level.
+        blocks: decoder blocks to read. None: the published 5, 8, 12, 17 where there are 18 blocks, as in ADM at
+            256x256; else the last of every level.
         seed: of the noise.
 
     Raises:
