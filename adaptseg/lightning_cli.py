@@ -251,6 +251,8 @@ class AdaptSegCLI(LightningCLI):
             reason = " ".join(str(error).split())[:300]
             checkpoint = self.config[subcommand].ckpt_path
             raise AdaptSegError(f"{checkpoint} holds another network than model.network makes: {reason}") from error
+        if subcommand == "fit" and self.options.wandb:
+            wandb_run.finish(0, preempted=False)
 
     def _say_stopped(self) -> None:
         say(f"stopped at step {self.trainer.global_step}; the same command resumes")
@@ -264,7 +266,7 @@ class AdaptSegCLI(LightningCLI):
         if not stop.announced:
             sys.exit(128 + signal.SIGTERM)
         if self.options.wandb:
-            wandb_run.finish_preempted(REQUEUE_CODE)
+            wandb_run.finish(REQUEUE_CODE, preempted=True)
         self.preemption.requeue()  # last: SLURM ends the job at once
         sys.exit(REQUEUE_CODE)
 

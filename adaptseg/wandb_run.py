@@ -76,14 +76,16 @@ def wandb_logger(
     )
 
 
-def finish_preempted(code: int) -> None:
-    """Upload what is left and mark the run as preempted, so that W&B waits for its next start. Nothing without a run.
+def finish(code: int, *, preempted: bool) -> None:
+    """Upload what is left and close the run, so that a next one in this process begins its own. Nothing without a run.
 
     Args:
         code: exit code of the process.
+        preempted: W&B then waits for the next start, and a sweep hands the run out again.
     """
     import wandb
 
     if wandb.run is not None:
-        wandb.run.mark_preempting()
+        if preempted:
+            wandb.run.mark_preempting()
         wandb.finish(exit_code=code)

@@ -90,10 +90,10 @@ def in_the_last_step_of_all() -> None:
     _in_step(7)
 
 
-def while_the_network_is_built() -> None:
-    import tiny
+def before_training() -> None:
+    from adaptseg.data import DomainPair
 
-    _signal_in(tiny, "TinySegmenter", lambda *_: True)
+    _signal_in(DomainPair, "setup", lambda *_: True)
 
 
 def while_validating() -> None:
@@ -168,7 +168,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (inside_a_tick, 5),
         pytest.param(before_the_first_step, 1, marks=SLOW),
-        pytest.param(while_the_network_is_built, 1, marks=SLOW),
+        pytest.param(before_training, 1, marks=SLOW),
         pytest.param(in_the_last_step_of_a_tick, 4, marks=SLOW),
         pytest.param(while_validating, 4, marks=SLOW),
         (while_scoring, 4),
@@ -213,7 +213,7 @@ def test_signalled_again_and_again(whole: Path, tmp_path: Path) -> None:
     """Every start makes one step at least, also when it is signalled before."""
     environment = cluster(tmp_path)
     for _ in range(8):
-        stopped = adaptseg(*fit_flags(), folder=tmp_path, before=while_the_network_is_built, environment=environment)
+        stopped = adaptseg(*fit_flags(), folder=tmp_path, before=before_training, environment=environment)
         if stopped.code == 0:
             break
         assert (stopped.code, stopped.err) == (REQUEUE_CODE, "")
