@@ -19,8 +19,6 @@ import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -36,7 +34,7 @@ from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from adaptseg.callbacks.label_artifacts import LabelArtifacts
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
-from adaptseg.callbacks.preemption import REQUEUE_CODE, Preempted, Preemption, is_requeued, parse_signal
+from adaptseg.callbacks.preemption import REQUEUE_CODE, Preempted, Preemption, is_requeued, parse_signal, with_slurm
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
@@ -191,7 +189,7 @@ class AdaptSegCLI(LightningCLI):
             config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
         try:
-            config["plugins"] = [*_with_cluster(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
+            config["plugins"] = [*with_slurm(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
             return Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
             raise AdaptSegError(f"trainer: {' '.join(str(error).split())}") from error
@@ -315,16 +313,6 @@ def _strategy(config: dict[str, Any]) -> Any:
         devices = "1" if on_cpu else str(max(torch.cuda.device_count(), 1))
     many = config.get("num_nodes", 1) > 1 or devices not in ("1", "[0]")
     return DDPStrategy(broadcast_buffers=False) if strategy in ("auto", "ddp") and many else strategy
-
-
-def _with_cluster(plugins: list[Any]) -> list[Any]:
-    """Under srun, SLURM without Lightning's requeueing: that saves inside the signal handler, wherever a step is."""
-    if not SLURMEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        return plugins
-    try:
-        return [*plugins, SLURMEnvironment(auto_requeue=False)]
-    except RuntimeError as error:  # contradictory variables of srun
-        raise AdaptSegError(f"SLURM: {' '.join(str(error).split())}") from error
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callbacks.test_preemption import inside_a_tick
 from forked import adaptseg, fit_flags
+from test_preemption import inside_a_tick
 from test_resume import RUN, without_pictures
 from wandb.proto import wandb_internal_pb2 as proto
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from adaptseg.console import say
 from adaptseg.data.pair import pair_of
@@ -71,6 +73,22 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
 def is_requeued(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether SLURM has started this job before."""
     return int(environment.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def with_slurm(plugins: list[Any]) -> list[Any]:
+    """The trainer's plugins and, under srun, SLURM's environment without Lightning's own requeueing.
+
+    That saves inside the signal handler, at any point of a step, into a file that later starts prefer for ever.
+
+    Raises:
+        AdaptSegError: the variables of srun contradict each other.
+    """
+    if not SLURMEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        return plugins
+    try:
+        return [*plugins, SLURMEnvironment(auto_requeue=False)]
+    except RuntimeError as error:
+        raise AdaptSegError(f"SLURM: {' '.join(str(error).split())}") from error
 
 
 class Preemption(Callback):

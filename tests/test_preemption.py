@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import RECIPE, Outcome, adaptseg, finish, fit_flags, start
+from forked import Outcome, adaptseg, finish, fit_flags, start
 from test_resume import RUN, assert_same_run, rows, without_pictures
 
 from adaptseg.callbacks import preemption
@@ -302,10 +302,16 @@ def _as_srun_does() -> None:
 
 
 def one_signalled() -> None:
-    """SIGUSR1 reaches rank 1 alone, in the third step; the tick ends after the fourth."""
+    """The signal reaches rank 1 alone, in the third step; the tick ends after the fourth."""
     _as_srun_does()
     if os.environ["SLURM_PROCID"] == "1":
         _in_step(2)
+
+
+def one_terminated() -> None:
+    _as_srun_does()
+    if os.environ["SLURM_PROCID"] == "1":
+        _in_step(2, signal.SIGTERM)
 
 
 def srun(folder: Path, before: Callable[[], None], *extra: str) -> list[Outcome]:
@@ -326,16 +332,38 @@ def srun(folder: Path, before: Callable[[], None], *extra: str) -> list[Outcome]
     return [finish(task, place) for task, place in zip(tasks, ranks, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    assert [(done.code, done.err) for done in srun(folder, _as_srun_does)] == [(0, ""), (0, "")]
+    return folder / RUN
+
+
 @SLOW
-def test_one_of_two_processes_is_signalled(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert [(done.code, done.err) for done in srun(whole, _as_srun_does)] == [(0, ""), (0, "")]
-    stopped = srun(cut, one_signalled)
-    assert [(done.code, done.err) for done in stopped] == [(REQUEUE_CODE, ""), (0, "")]
-    assert asked(cut) == ["requeue 4321"]
-    assert saved_step(cut / RUN) == 3
-    assert rows(cut / RUN / "metrics.csv")[-1][0] == "2"  # the third step is in the log
+@pytest.mark.parametrize(
+    ("point", "code", "calls"),
+    [(one_signalled, REQUEUE_CODE, ["requeue 4321"]), (one_terminated, 128 + signal.SIGTERM, [])],
+)
+def test_one_of_two_processes_is_signalled(
+    whole_of_two: Path, tmp_path: Path, point: Callable[[], None], code: int, calls: list[str]
+) -> None:
+    stopped = srun(tmp_path, point)
+    assert [(done.code, done.err) for done in stopped] == [(code, ""), (0, "")]
+    assert asked(tmp_path) == calls
+    assert saved_step(tmp_path / RUN) == 3
+    assert rows(tmp_path / RUN / "metrics.csv")[-1][0] == "2"  # the third step is in the log
     assert f"stopped at step 3{STOPPED}" in stopped[0].out
     assert stopped[1].out == ""
-    assert [(done.code, done.err) for done in srun(cut, _as_srun_does)] == [(0, ""), (0, "")]
-    assert_same_run(cut / "runs" / RECIPE.stem / "seed0", whole / "runs" / RECIPE.stem / "seed0")
+    assert [(done.code, done.err) for done in srun(tmp_path, _as_srun_does)] == [(0, ""), (0, "")]
+    assert_same_run(tmp_path / RUN, whole_of_two)
+
+
+@SLOW
+def test_contradictory_variables_are_told_in_one_line(tmp_path: Path) -> None:
+    environment = cluster(tmp_path, SLURM_NTASKS="2", SLURM_JOB_NAME="fit")  # no --ntasks-per-node
+    refused = adaptseg(*fit_flags(), folder=tmp_path, environment=environment)
+    assert refused.code == 2
+    assert refused.err.startswith("adaptseg: error: SLURM: ")
+    assert "--ntasks-per-node" in refused.err
+    assert refused.err.count("\n") == 1
