@@ -188,8 +188,8 @@ class AdaptSegCLI(LightningCLI):
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
+        config["plugins"] = [*with_slurm(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
         try:
-            config["plugins"] = [*with_slurm(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
             return Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
             raise AdaptSegError(f"trainer: {' '.join(str(error).split())}") from error
