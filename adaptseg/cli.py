@@ -26,6 +26,8 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
   --root DIR      where the data lies that an overlay of configs/data names
   --fresh         rename an existing run directory and start over            (fit)
   --wandb         also log to Weights & Biases, offline without an API key   (fit)
+  --wandb_project P, --wandb_entity E   where there; or WANDB_PROJECT, WANDB_ENTITY
+  --preempt_signal S   what announces a preemption: save, stop with code 75  (fit; default USR1)
   --certainty     also write <key>.certainty.png, uint8 per cent             (predict)
   --ckpt_path P   another checkpoint than the run's last                     (validate, test, predict)
 

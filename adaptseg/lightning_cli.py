@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -29,11 +28,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import adaptseg.data
 import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
-from adaptseg import console, run_directory
+from adaptseg import console, run_directory, wandb_run
 from adaptseg.active import Acquisition
 from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
+from adaptseg.callbacks.label_artifacts import LabelArtifacts
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
+from adaptseg.callbacks.preemption import REQUEUE_CODE, Preempted, Preemption, is_requeued, parse_signal, with_slurm
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
@@ -130,8 +131,13 @@ class AdaptSegCLI(LightningCLI):
 
     def _prepare_fit(self, config: Any) -> None:
         last = run_directory.last_checkpoint(self.folder)
-        saved = self._plain_config()
-        if self.options.fresh:
+        self.plain_config = saved = self._plain_config()
+        self.preemption = Preemption(last, parse_signal(self.options.preempt_signal))
+        self.preemption.watch()
+        fresh = self.options.fresh and not is_requeued()
+        if fresh != self.options.fresh:
+            say("--fresh: SLURM has requeued this job, so it goes on with the run that it began")
+        if fresh:
             if _is_rank_zero() and (place := run_directory.set_aside(self.folder)):
                 say(f"--fresh: the earlier run is now {place}")
         elif last.is_file():
@@ -183,17 +189,18 @@ class AdaptSegCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning appends None for an absent `active:` block. An acquisition must run before the house callbacks,
         # which report on it; Lightning itself moves the checkpoints to the end.
+        self.loggers = self._make_loggers()
         config["callbacks"] = [
             *(callback for callback in callbacks if callback is not None),
             *(config.get("callbacks") or []),
             *([] if config.get("enable_progress_bar") is False else [RunProgress()]),
             *self._house_callbacks(),
         ]
-        config["logger"] = self._loggers()
+        config["logger"] = self.loggers
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        config["plugins"] = [*with_slurm(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
         try:
             return Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
@@ -214,16 +221,25 @@ class AdaptSegCLI(LightningCLI):
             folder, "best", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
         has_val = getattr(self.datamodule, "val", None) is not None
+        buys = self.config[self.subcommand].active is not None
+        artifacts = [LabelArtifacts(logger) for logger in self.loggers if isinstance(logger, WandbLogger) and buys]
         # The report is the last that writes: its result.json marks a finished run.
-        return [ValidationTimes(), Panels(), Report(), last, *([best] if has_val else [])]
+        return [self.preemption, ValidationTimes(), Panels(), *artifacts, Report(), last, *([best] if has_val else [])]
 
-    def _loggers(self) -> list[Logger] | bool:
+    def _make_loggers(self) -> list[Logger]:
         if self.subcommand != "fit":
-            return False
-        loggers: list[Logger] = [CsvLogger(self.folder)]
-        if self.options.wandb:
-            loggers.append(_wandb_logger(self.folder))
-        return loggers
+            return []
+        if not self.options.wandb:
+            return [CsvLogger(self.folder)]
+        options = self.options
+        view = wandb_run.wandb_logger(
+            self.folder,
+            self.plain_config,
+            project=options.wandb_project,
+            entity=options.wandb_entity,
+            is_rank_zero=_is_rank_zero(),
+        )
+        return [CsvLogger(self.folder), view]
 
     # ---- after the verb
 
@@ -233,6 +249,9 @@ class AdaptSegCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
+        except Preempted as stop:
+            self._say_stopped()
+            self._leave(stop)
         except SystemExit as stop:  # Lightning's answer to SIGTERM, with code 0 as if all were done, and to Ctrl-C
             if subcommand == "fit":
                 self._say_stopped()
@@ -243,9 +262,24 @@ class AdaptSegCLI(LightningCLI):
             reason = " ".join(str(error).split())[:300]
             checkpoint = self.config[subcommand].ckpt_path
             raise AdaptSegError(f"{checkpoint} holds another network than model.network makes: {reason}") from error
+        if subcommand == "fit" and self.options.wandb:
+            wandb_run.finish(0, preempted=False)
 
     def _say_stopped(self) -> None:
         say(f"stopped at step {self.trainer.global_step}; the same command resumes")
+
+    def _leave(self, stop: Preempted) -> None:
+        """Exit after a fit that was asked to stop. Rank zero alone says why: launchers kill the other processes as soon
+        as one of them fails, and rank zero still has to upload and to requeue.
+        """
+        if not self.trainer.is_global_zero:
+            sys.exit(0)
+        if not stop.announced:
+            sys.exit(128 + signal.SIGTERM)
+        if self.options.wandb:
+            wandb_run.finish(REQUEUE_CODE, preempted=True)
+        self.preemption.requeue()  # last: SLURM ends the job at once
+        sys.exit(REQUEUE_CODE)
 
     def after_fit(self) -> None:
         if self.trainer.global_step < self.trainer.max_steps:
@@ -292,18 +326,6 @@ def _strategy(config: dict[str, Any]) -> Any:
         devices = "1" if on_cpu else str(max(torch.cuda.device_count(), 1))
     many = config.get("num_nodes", 1) > 1 or devices not in ("1", "[0]")
     return DDPStrategy(broadcast_buffers=False) if strategy in ("auto", "ddp") and many else strategy
-
-
-def _wandb_logger(folder: Path) -> WandbLogger:
-    import wandb
-
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
-        say("--wandb: no API key is set, so this run is logged offline; `wandb sync` uploads it")
-        os.environ["WANDB_MODE"] = "offline"
-    # One id per run directory, so that a resumed run continues its curves.
-    name = f"{folder.parent.name}-{folder.name}"
-    run_id = os.environ.get("WANDB_RUN_ID") or name.replace("+", "-")
-    return WandbLogger(name=name, id=run_id, save_dir=str(folder), project="adaptseg", resume="allow")
 
 
 def _as_list(value: Any) -> list[Any]:

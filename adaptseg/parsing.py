@@ -28,8 +28,15 @@ def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace
     parser.add_argument("--root")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--wandb", action="store_true")
+    parser.add_argument("--wandb_project")
+    parser.add_argument("--wandb_entity")
+    parser.add_argument("--preempt_signal", default="USR1")
     parser.add_argument("--certainty", action="store_true")
-    return parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    for name in ("wandb_project", "wandb_entity"):
+        if getattr(options, name) is not None and not options.wandb:
+            raise AdaptSegError(f"--{name} is about a run that is logged to Weights & Biases; add --wandb")
+    return options, rest
 
 
 class Parser(LightningArgumentParser):
