@@ -11,6 +11,6 @@ from adaptseg.methods.class_weights import InverseFrequency as InverseFrequency
 from adaptseg.methods.class_weights import MedianFrequency as MedianFrequency
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
 from adaptseg.methods.optimization import Optimization as Optimization
-from adaptseg.methods.self_training import Masking as Masking
+from adaptseg.methods.lessons import Masking as Masking
 from adaptseg.methods.self_training import SelfTraining as SelfTraining
 from adaptseg.methods.supervised import Supervised as Supervised
