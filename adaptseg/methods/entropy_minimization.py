@@ -33,7 +33,7 @@ class EntropyMinimization(OutputAdaptation):
         inference: how whole scenes are predicted.
         init_from: checkpoint or run directory to start the student, and with it the teacher, from.
         seed: filled in from `seed_everything`.
-        class_weights: of every cross-entropy (and of the entropy, if `weigh_entropy`), each solved for itself; null = 1 each.
+        class_weights: of every cross-entropy (`weigh_entropy`: and the entropy), each solved for itself; null = 1 each.
         acceleration: compilation and memory format of the networks.
         entropy_weight: of the main level's entropy (0.001).
         weigh_entropy: class weights multiply the entropy too: a pixel counts for its likeliest class, and GBW solves
