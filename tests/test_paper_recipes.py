@@ -20,7 +20,8 @@ from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import DAFormer, DeepLabV2
 from adaptseg.recipes import load_recipe
 
-RECIPES = sorted((CONFIGS / "paper").glob("*.yaml"))
+PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+RECIPES = [path for path in PAPER if load_recipe(path)["model"]["class_path"] == "SelfTraining"]
 
 
 class Host(NamedTuple):

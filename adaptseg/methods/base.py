@@ -13,6 +13,7 @@ from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
+from adaptseg.losses import gbw
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
@@ -91,7 +92,7 @@ class Method(Training):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        """The cross-entropies that class weights apply to, each with weights of its own."""
+        """The pixel losses that class weights apply to, each with weights of its own."""
         return ("source",)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
@@ -99,9 +100,13 @@ class Method(Training):
 
     # ---- what `step` may use
 
-    def weights_of(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor | None:
+    def weights_of(
+        self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"
+    ) -> Tensor | None:
         """Class weights (C,) for one of `weighted_losses`, from its log-softmax (B, C, H, W) and labels (B, H, W)."""
-        return self.class_weights(loss, log_probabilities, labels) if self.class_weights is not None else None
+        if self.class_weights is None:
+            return None
+        return self.class_weights(loss, log_probabilities, labels, objective=objective)
 
     # ---- training
 

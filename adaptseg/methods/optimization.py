@@ -14,6 +14,11 @@ from adaptseg.networks import parameter_groups
 from adaptseg.networks.groups import ParameterParts
 
 
+def polynomial_decay(step: int, horizon: float, power: float) -> float:
+    """(1 - step / horizon) ** power, 0 from the horizon on."""
+    return max(1.0 - step / horizon, 0.0) ** power
+
+
 @dataclass(frozen=True)
 class Optimization:
     """One optimiser with an encoder and a head group; polynomial decay after a linear warm-up.
@@ -58,7 +63,7 @@ class Optimization:
 
     def factor(self, step: int, max_steps: int) -> float:
         """The schedule: what the base rates are multiplied with in the update after `step` updates."""
-        decay = max(1.0 - step / (max_steps * self.poly_horizon), 0.0) ** self.power
+        decay = polynomial_decay(step, max_steps * self.poly_horizon, self.power)
         if step < self.warmup_steps:
             return decay * (self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps)
         return decay

@@ -87,6 +87,11 @@ class Segmenter(nn.Module, ABC):
             raise AdaptSegError(f"{type(self).__name__} shows no encoder features; change the network's class_path")
         return features
 
+    @property
+    def auxiliary_logits(self) -> frozenset[str]:
+        """Names in `Output.auxiliary` of further logits (B, C, h, w), which a multi-level method may train."""
+        return frozenset()
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """{"class_path": ..., "init_args": {...}} of plain types that rebuilds the architecture with random weights.
