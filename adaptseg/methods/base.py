@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.pair import pair_of
+from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
+from adaptseg.methods.training_pass import TrainingPass, training_pass
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, Segmenter
 from adaptseg.tensors import likeliest
@@ -123,6 +126,12 @@ class Method(LightningModule):
                 return
             trainer = self.trainer  # whose strategy scales the loss where the precision asks for it
             trainer.strategy.backward(loss / trainer.accumulate_grad_batches, None)
+
+    def said(self, name: str, images: Tensor, samples: Sequence[int]) -> TrainingPass:
+        """What the student says of normalised images (B, 3, H, W) in the pass of that name. Where it looks closely, if
+        it does, belongs to the sample numbers.
+        """
+        return training_pass(self.student, images, partial(uniform_draws, self.seed, f"crop/{name}", samples))
 
     def weights_of(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor | None:
         """Class weights (C,) for one of `weighted_losses`, from its log-softmax (B, C, H, W) and labels (B, H, W)."""

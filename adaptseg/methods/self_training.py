@@ -1,4 +1,4 @@
-"""Self-training on an unlabelled target: DACS, DAFormer and MIC are settings of one method.
+"""Self-training on an unlabelled target: DACS, DAFormer, HRDA and MIC are settings of one method.
 
 DACS: Tranheden, Olsson, Pinto, Svensson, "DACS: Domain Adaptation via Cross-domain Mixed Sampling", WACV 2021.
 DAFormer: Hoyer, Dai, Van Gool, CVPR 2022. MIC: Hoyer, Dai, Wang, Van Gool, "Masked Image Consistency", CVPR 2023.
@@ -33,7 +33,8 @@ from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.frozen_features import FeatureDistance, FrozenFeatures
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import Inference, Output, Segmenter, resize_logits
+from adaptseg.methods.training_pass import TrainingPass, loss_names
+from adaptseg.networks import Inference, Segmenter, resize_logits
 from adaptseg.networks.teacher import EMATeacher, TeacherNorm
 
 
@@ -162,7 +163,8 @@ class SelfTraining(Method):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        return ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        passes = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        return loss_names(self.student, passes)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "teacher": ("teacher.network.", self.teacher.network)}
@@ -185,7 +187,7 @@ class SelfTraining(Method):
 
     def step(self, batch: Batch) -> StepResult:
         source, target = _both_domains(batch)
-        loss, logs = self._source_loss(source)
+        loss, logs = self._source_loss(source, batch.samples)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
@@ -199,17 +201,16 @@ class SelfTraining(Method):
             loss = self.masking.weight * masked
         return StepResult(loss, logs)
 
-    def _source_loss(self, source: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.student(source.image)
-        log_p = _log_probabilities(output, source.image)
-        loss = self._cross_entropy("source", log_p, Lesson(source.labels, torch.ones_like(log_p[:, 0])))
+    def _source_loss(self, source: Labelled, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.said("source", source.image, samples)
+        loss = self._cross_entropy("source", said, Lesson(source.labels, torch.ones_like(said.log_p[:, 0])))
         logs = {"source": loss.detach()}
         if self.consistency_weight:
-            consistency = global_mean(*boundary_consistency(log_p, source.labels))
+            consistency = global_mean(*boundary_consistency(said.log_p, source.labels))
             loss = loss + self.consistency_weight * consistency
             logs["consistency"] = consistency.detach()
         if self.frozen is not None:
-            distance = self.frozen.distance(output, source)
+            distance = self.frozen.distance(said.output, source)
             loss = loss + self.frozen.settings.weight * distance
             logs["feature_distance"] = distance.detach()
         return loss, logs
@@ -231,11 +232,11 @@ class SelfTraining(Method):
         image = self._augmented(paste(pasted, source.image, target.image), "mixed", samples)
         labels = paste(pasted, source.labels, lesson.labels)
         weights = paste(pasted, torch.ones_like(lesson.weights), lesson.weights)
-        log_p = _log_probabilities(self.student(image), image)
-        loss = self._cross_entropy("mixed", log_p, Lesson(labels, weights))
+        said = self.said("mixed", image, samples)
+        loss = self._cross_entropy("mixed", said, Lesson(labels, weights))
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
-            negative = global_mean(*negative_learning(log_p, self.negative_threshold))
+            negative = global_mean(*negative_learning(said.log_p, self.negative_threshold))
             loss = loss + self.negative_weight * negative
             logs["negative"] = negative.detach()
         return loss, logs
@@ -246,7 +247,7 @@ class SelfTraining(Method):
         size = (image.shape[-2], image.shape[-1])
         draws = uniform_draws(self.seed, "mask", samples, grid_size(size, self.masking.block))
         kept = block_mask(draws.to(image.device, non_blocking=True), size, self.masking.ratio)
-        return self._cross_entropy("masked", _log_probabilities(self.student(image * kept[:, None]), image), lesson)
+        return self._cross_entropy("masked", self.said("masked", image * kept[:, None], samples), lesson)
 
     def _pasted(self, labels: Tensor, samples: Sequence[int]) -> Tensor:
         """(B, H, W) bool: where ClassMix puts the source over the target."""
@@ -262,17 +263,17 @@ class SelfTraining(Method):
             images, draws, jitter=self.jitter, blur=self.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
         )
 
-    def _cross_entropy(self, name: str, log_p: Tensor, lesson: Lesson) -> Tensor:
-        """Mean over all pixels; every process holds equally many."""
-        weights = self.weights_of(name, log_p, lesson.labels)
-        total, _ = negative_log_likelihood(log_p, lesson.labels, class_weights=weights, pixel_weights=lesson.weights)
-        return total / lesson.labels.numel()
-
-
-def _log_probabilities(output: Output, images: Tensor) -> Tensor:
-    """(B, C, H, W) float32 log-softmax at the size of the images."""
-    height, width = images.shape[-2:]
-    return resize_logits(output.logits.float(), (height, width)).log_softmax(1)
+    def _cross_entropy(self, name: str, said: TrainingPass, lesson: Lesson) -> Tensor:
+        """Mean over all pixels, of each prediction those it speaks of; every process holds equally many."""
+        losses: list[Tensor] = []
+        for prediction in said.predictions:
+            labels, weights = prediction.term.view(lesson.labels), prediction.term.view(lesson.weights)
+            class_weights = self.weights_of(prediction.called(name), prediction.log_p, labels)
+            total, _ = negative_log_likelihood(
+                prediction.log_p, labels, class_weights=class_weights, pixel_weights=weights
+            )
+            losses.append(prediction.term.weight * total / labels.numel())
+        return torch.stack(losses).sum()
 
 
 def _both_domains(batch: Batch) -> tuple[Labelled, Target]:
