@@ -196,7 +196,12 @@ ONE_OF_EACH = {yaml.safe_dump(load_recipe(path)["model"]): path for path in RECI
 """`model:` block -> one of the recipes that share it."""
 
 
-@pytest.mark.parametrize("recipe", ONE_OF_EACH.values(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    # HRDA's constructor shows its network an image, which takes seconds for MiT-B5: one is enough for the quick suite.
+    [pytest.param(r, marks=[pytest.mark.slow] if "mic_hrda" in r.stem else []) for r in ONE_OF_EACH.values()],
+    ids=lambda path: path.stem,
+)
 def test_method_can_be_made(recipe: Path) -> None:
     """With Streets for the data, which need no files, and without the hub's weights, which feature distance needs."""
     given, (host, _) = load_recipe(recipe), taken_apart(recipe)

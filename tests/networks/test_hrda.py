@@ -71,14 +71,14 @@ def test_fusion_is_the_mean_weighted_by_attention() -> None:
 @pytest.mark.parametrize("crop", [None, (8, 24)])
 def test_no_attention_leaves_the_context(crop: tuple[int, int] | None) -> None:
     network = hrda()
-    network.attention = FixedAttention(-100)
+    network.register_module("attention", FixedAttention(-100))
     read = network(images(), crop=crop).logits
     torch.testing.assert_close(read, up(network.segmenter(halved(images())).logits, (8, 16)))
 
 
 def test_full_attention_leaves_the_detail_inside_its_window_and_the_context_outside() -> None:
     network = hrda()
-    network.attention = FixedAttention(100)
+    network.register_module("attention", FixedAttention(100))
     read = network(images(), crop=(8, 24)).logits
     detail = network.segmenter(images()[..., 8:24, 24:56]).logits
     context = up(network.segmenter(halved(images())).logits, (8, 16))
@@ -149,10 +149,12 @@ def test_images_of_any_size() -> None:
         output = network(images(size=size))
         cells = (-(-size[0] // 4), -(-size[1] // 4))
         assert output.logits.shape[-2:] == output.auxiliary["detail"].shape[-2:] == cells
-    network.attention = FixedAttention(-100)
+    network.register_module("attention", FixedAttention(-100))
     assert network(images(size=(37, 61)), crop=(16, 24)).logits.shape[-2:] == (10, 16)
     constant = torch.ones(1, 3, 37, 61)
-    assert predict_probabilities(network, constant, size=(37, 61), inference=Inference((32, 48), (16, 24))).shape[1] == 5
+    assert (
+        predict_probabilities(network, constant, size=(37, 61), inference=Inference((32, 48), (16, 24))).shape[1] == 5
+    )
 
 
 def test_features_are_those_of_the_context() -> None:
