@@ -147,7 +147,7 @@ class TwoStageEDALD(Acquisition):
 
     @property
     def judged_in_rounds(self) -> bool:
-        """No: reading an image costs passes of a large network, and the heads of all rounds can share them at the end."""
+        """No: reading an image costs passes of a large network, which the heads of all rounds share at the end."""
         return False
 
     def round_steps(self, max_steps: int, tick: int) -> list[int]:

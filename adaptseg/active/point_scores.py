@@ -1,4 +1,4 @@
-"""What makes a candidate pixel worth buying, by name: the scores of `scores` on rows of pixels instead of maps (pure)."""
+"""What makes a candidate pixel worth buying, by name: `scores` on rows of pixels instead of maps (pure)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from adaptseg import networks
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled
 from adaptseg.data.pair import pair_of
+from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses import gbw
 from adaptseg.methods.acceleration import Acceleration
@@ -19,6 +21,7 @@ from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
 from adaptseg.methods.training import Monitor, Training
 from adaptseg.methods.training import StepResult as StepResult
+from adaptseg.methods.training_pass import TrainingPass, training_pass
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, Segmenter
 from adaptseg.tensors import likeliest
@@ -99,6 +102,12 @@ class Method(Training):
         return {"student": ("student.", self.student)}
 
     # ---- what `step` may use
+
+    def said(self, name: str, images: Tensor, samples: Sequence[int]) -> TrainingPass:
+        """What the student says of normalised images (B, 3, H, W) in the pass of that name. Where it looks closely, if
+        it does, belongs to the sample numbers.
+        """
+        return training_pass(self.student, images, partial(uniform_draws, self.seed, f"crop/{name}", samples))
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"

@@ -1,4 +1,4 @@
-"""Self-training on an unlabelled target: DACS, DAFormer and MIC are settings of one method.
+"""Self-training on an unlabelled target: DACS, DAFormer, HRDA and MIC are settings of one method.
 
 DACS: Tranheden, Olsson, Pinto, Svensson, "DACS: Domain Adaptation via Cross-domain Mixed Sampling", WACV 2021.
 DAFormer: Hoyer, Dai, Van Gool, CVPR 2022. MIC: Hoyer, Dai, Wang, Van Gool, "Masked Image Consistency", CVPR 2023.
@@ -34,11 +34,11 @@ from adaptseg.methods.lessons import (
     augmented,
     both_domains,
     lesson_of,
-    log_probabilities_of,
     masked,
     mean_cross_entropy,
 )
 from adaptseg.methods.optimization import Optimization
+from adaptseg.methods.training_pass import TrainingPass, loss_names
 from adaptseg.networks import Inference, Segmenter
 from adaptseg.networks.teacher import EMATeacher, TeacherNorm
 
@@ -134,7 +134,8 @@ class SelfTraining(Method):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        return ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        passes = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        return loss_names(self.student, passes)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "teacher": ("teacher.network.", self.teacher.network)}
@@ -157,7 +158,7 @@ class SelfTraining(Method):
 
     def step(self, batch: Batch) -> StepResult:
         source, target = _domains_of_one_size(batch)
-        loss, logs = self._source_loss(source)
+        loss, logs = self._source_loss(source, batch.samples)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
@@ -173,17 +174,16 @@ class SelfTraining(Method):
             loss = self.masking.weight * masked
         return StepResult(loss, logs)
 
-    def _source_loss(self, source: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.student(source.image)
-        log_p = log_probabilities_of(output.logits, source.image)
-        loss = self._cross_entropy("source", log_p, Lesson(source.labels, torch.ones_like(log_p[:, 0])))
+    def _source_loss(self, source: Labelled, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.said("source", source.image, samples)
+        loss = self._cross_entropy("source", said, Lesson(source.labels, torch.ones_like(said.log_p[:, 0])))
         logs = {"source": loss.detach()}
         if self.consistency_weight:
-            consistency = global_mean(*boundary_consistency(log_p, source.labels))
+            consistency = global_mean(*boundary_consistency(said.log_p, source.labels))
             loss = loss + self.consistency_weight * consistency
             logs["consistency"] = consistency.detach()
         if self.frozen is not None:
-            distance = self.frozen.distance(output, source)
+            distance = self.frozen.distance(said.output, source)
             loss = loss + self.frozen.settings.weight * distance
             logs["feature_distance"] = distance.detach()
         return loss, logs
@@ -196,11 +196,11 @@ class SelfTraining(Method):
         image = augmented(image, "mixed", self.seed, samples, jitter=self.jitter, blur=self.blur)
         labels = paste(pasted, source.labels, lesson.labels)
         weights = paste(pasted, torch.ones_like(lesson.weights), lesson.weights)
-        log_p = log_probabilities_of(self.student(image).logits, image)
-        loss = self._cross_entropy("mixed", log_p, Lesson(labels, weights))
+        said = self.said("mixed", image, samples)
+        loss = self._cross_entropy("mixed", said, Lesson(labels, weights))
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
-            negative = global_mean(*negative_learning(log_p, self.negative_threshold))
+            negative = global_mean(*negative_learning(said.log_p, self.negative_threshold))
             loss = loss + self.negative_weight * negative
             logs["negative"] = negative.detach()
         return loss, logs
@@ -208,7 +208,7 @@ class SelfTraining(Method):
     def _masked_loss(self, target: Target, lesson: Lesson, samples: Sequence[int]) -> Tensor:
         assert self.masking is not None
         image = masked(target.image, self.masking, self.seed, samples, jitter=self.jitter, blur=self.blur)
-        return self._cross_entropy("masked", log_probabilities_of(self.student(image).logits, image), lesson)
+        return self._cross_entropy("masked", self.said("masked", image, samples), lesson)
 
     def _pasted(self, labels: Tensor, samples: Sequence[int]) -> Tensor:
         """(B, H, W) bool: where ClassMix puts the source over the target."""
@@ -218,8 +218,14 @@ class SelfTraining(Method):
         priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
         return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
 
-    def _cross_entropy(self, name: str, log_p: Tensor, lesson: Lesson) -> Tensor:
-        return mean_cross_entropy(log_p, lesson, self.weights_of(name, log_p, lesson.labels))
+    def _cross_entropy(self, name: str, said: TrainingPass, lesson: Lesson) -> Tensor:
+        """Mean over all pixels, of each prediction those it speaks of."""
+        losses: list[Tensor] = []
+        for prediction in said.predictions:
+            seen = Lesson(prediction.term.view(lesson.labels), prediction.term.view(lesson.weights))
+            weights = self.weights_of(prediction.called(name), prediction.log_p, seen.labels)
+            losses.append(prediction.term.weight * mean_cross_entropy(prediction.log_p, seen, weights))
+        return torch.stack(losses).sum()
 
 
 def _domains_of_one_size(batch: Batch) -> tuple[Labelled, Target]:

@@ -5,13 +5,15 @@ from adaptseg.networks.deeplab_v2 import DeepLabV2
 from adaptseg.networks.denoiser import Denoiser, load_denoiser
 from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, FeatureMaps
 from adaptseg.networks.groups import parameter_groups
+from adaptseg.networks.hrda import HRDA
 from adaptseg.networks.inference import Inference, predict_probabilities
 from adaptseg.networks.load import build, describe, load, rebuild
 from adaptseg.networks.pixel_segmenter import PixelSegmenter
-from adaptseg.networks.segmenter import Normalization, Output, Segmenter, require, resize_logits
+from adaptseg.networks.segmenter import LossTerm, Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
 
 __all__ = [
+    "HRDA",
     "DAFormer",
     "DeepLabV2",
     "Denoiser",
@@ -19,6 +21,7 @@ __all__ = [
     "EncoderFeatures",
     "FeatureMaps",
     "Inference",
+    "LossTerm",
     "Normalization",
     "Output",
     "PixelSegmenter",

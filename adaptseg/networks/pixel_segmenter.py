@@ -25,7 +25,7 @@ SMALL, LARGE = (128, 32), (256, 128)
 
 
 class RowNorm(nn.Module):
-    """Batch norm of rows (N, D) with the statistics of all processes: the rows of a step are few, so shares would differ.
+    """Batch norm of rows (N, D) with the statistics of all processes: a step has few rows, so shares would differ.
 
     State: affine weights and running statistics (momentum 0.1, as torch's), saved with the head.
     """
@@ -39,8 +39,8 @@ class RowNorm(nn.Module):
         self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, rows: Tensor, counted: Tensor | None = None) -> Tensor:
-        """(N, D) normalised: by the statistics of the rows that are `counted` (N,) bool in training, all if None; by the
-        running ones in evaluation, and in training where fewer than two rows count anywhere.
+        """(N, D) normalised: in training by the statistics of the rows that are `counted` (N,) bool, all if None; by the
+        running ones in evaluation and where fewer than two rows count anywhere.
         """
         if not self.training:
             return self._affine(rows, self.mean, self.variance)
@@ -131,7 +131,7 @@ class PixelSegmenter(Segmenter):
     @property
     def features(self) -> FeatureMaps:
         """The frozen feature network, on the device of the head."""
-        device = self.head.linears[0].weight.device
+        device = next(self.head.parameters()).device
         if self._features[0].device != device:
             self._features[0].to(device)
         return self._features[0]
