@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from adaptseg.data.files import file_stamps, find_files, keyed
 from adaptseg.errors import AdaptSegError
@@ -142,6 +142,18 @@ class Root:
     def header(self, name: str) -> Path:
         """The same for `scenes.read_size`, without unpacking the whole member."""
         return self._readable(name, _HEADER)
+
+    def content(self, name: str) -> bytes:
+        """All bytes of a file that is no image.
+
+        Raises:
+            AdaptSegError: names the file that is missing or cannot be read.
+        """
+        file: Any = self.file(name)
+        try:
+            return file.read_bytes() if isinstance(file, Path) else file.read()
+        except OSError as error:
+            raise AdaptSegError(f"file {file} cannot be read: {error.strerror}") from error
 
     def _readable(self, name: str, limit: int | None) -> Path:
         if self._folder:
