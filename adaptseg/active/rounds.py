@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -226,16 +227,27 @@ class Acquisition(Callback, ABC):
 
 
 def final_scores(trainer: Trainer) -> dict[str, Any]:
-    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set."""
+    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set.
+
+    Further means, if there are any, are called like their metrics below `val/`: over a subset of the classes
+    (`miou_16`), of a further set (`bdd100k/miou`).
+    """
+    metrics = trainer.callback_metrics
     scores = {
         name.removeprefix("val/iou/"): float(value)
-        for name, value in trainer.callback_metrics.items()
+        for name, value in metrics.items()
         if name.startswith("val/iou/")
     }
     if not scores:
         return {}
     worst = min(scores, key=scores.__getitem__)
-    return {"miou": float(trainer.callback_metrics["val/miou"]), "worst_class": worst, "worst_iou": scores[worst]}
+    means = sorted(name for name in metrics if re.fullmatch(r"val/([^/]+/)?miou(_\w+)?", name) and name != "val/miou")
+    return {
+        "miou": float(metrics["val/miou"]),
+        "worst_class": worst,
+        "worst_iou": scores[worst],
+        **{name.removeprefix("val/"): float(metrics[name]) for name in means},
+    }
 
 
 def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:

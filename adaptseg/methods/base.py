@@ -75,7 +75,7 @@ class Method(LightningModule):
         self.seed = seed
         if init_from is not None:
             self._start_from(init_from)
-        self.metrics = SegmentationMetrics(class_table)
+        self.metrics = nn.ModuleDict()  # one for each set that is evaluated, by its name
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.window_keys: list[tuple[int, list[str]]] = []
         self._descended: list[Tensor] = []
@@ -237,21 +237,33 @@ class Method(LightningModule):
             )
         return networks.predict_probabilities(self.evaluated, images, size=size, inference=self.inference)[None]
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def on_validation_epoch_start(self) -> None:
+        self._prepare_metrics("val")
 
-    def test_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def on_test_epoch_start(self) -> None:
+        self._prepare_metrics("test")
+
+    def _prepare_metrics(self, split: str) -> None:
+        data = pair_of(self.trainer)
+        sets = {name: SegmentationMetrics(data.scored_table) for name in data.evaluation_sets(split)}
+        self.metrics = nn.ModuleDict(sets).to(self.device)
+
+    def validation_step(self, batch: Labelled, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Labelled, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
 
     def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """(B, C, H, W) probabilities at native size."""
         height, width = batch.labels.shape[-2:]
         return self.predict_probabilities(batch.image, size=(height, width))[0]
 
-    def _evaluate(self, batch: Labelled) -> None:
+    def _evaluate(self, batch: Labelled, number: int) -> None:
+        """Score one scene of the set of this number."""
         height, width = batch.labels.shape[-2:]
         probabilities = self.predict_probabilities(batch.image, size=(height, width))[0]
-        self.metrics.update(likeliest(probabilities, 1), batch.labels)
+        list(self.metrics.values())[number].update(likeliest(probabilities, 1), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -259,11 +271,14 @@ class Method(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def _log_metrics(self, prefix: str) -> None:
-        result = self.metrics.compute()
-        self.metrics.reset()
+    def _log_metrics(self, split: str) -> None:
+        """The main set's numbers as `<split>/...`, those of the others as `<split>/<name>/...`."""
+        for number, (name, metrics) in enumerate(self.metrics.items()):
+            self._log_scores(f"{split}/{name}" if number else split, metrics.compute())
+
+    def _log_scores(self, prefix: str, result: dict[str, Tensor]) -> None:
         # The metric has synchronised its confusion matrix: every rank logs the same numbers.
-        for name in ("miou", "worst", "accuracy"):
+        for name in (*(name for name in result if name.startswith("miou")), "worst", "accuracy"):
             self.log(f"{prefix}/{name}", result[name].to(self.device), rank_zero_only=False)
         for kind in ("iou", "recall"):
             for name, value in zip(self.class_table.names, result[kind], strict=True):
