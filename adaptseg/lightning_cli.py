@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -41,7 +41,7 @@ from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method
-from adaptseg.parsing import START, Parser, own_options
+from adaptseg.parsing import START, one_line, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -66,6 +66,13 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         # Lightning warns when arguments come from code while sys.argv holds some: here they are the same, merged.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         AdaptSegCLI(options, configs, [verb, *text, *rest])
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise AdaptSegError(one_line(message)) from ex
 
 
 class AdaptSegCLI(LightningCLI):
