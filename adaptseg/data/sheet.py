@@ -17,6 +17,8 @@ from adaptseg.data.scenes import Scenes
 from adaptseg.errors import AdaptSegError
 
 _COLUMNS = 4
+_CELL = 4.4
+"""Inches of a scene's width."""
 _WIDTH = 480
 """Pixels of a scene's width on the sheet."""
 
@@ -44,7 +46,8 @@ def contact_sheet(splits: Mapping[str, Scenes], count: int) -> Figure:
     """
     chosen = choose_scenes(splits, count)
     rows = -(-len(chosen) // _COLUMNS)
-    figure = Figure(figsize=(4.4 * _COLUMNS, 2.9 * rows + 1.0), dpi=110, layout="constrained")
+    tallest = max(height / width for height, width in (splits[name].size(key) for name, key in chosen))
+    figure = Figure(figsize=(_CELL * _COLUMNS, (_CELL * tallest + 0.3) * rows + 1.0), dpi=110, layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     shown: dict[str, tuple[int, int, int]] = {}
     for axis in axes:
