@@ -98,7 +98,7 @@ class Reader:
             AdaptSegError: the data set is not as it should be.
         """
         try:
-            made = self._parser.instantiate_classes(self._config)["data"][self._split]
+            made = self._parser.instantiate(self._config)["data"][self._split]
         except Exception as error:
             ours = of_ours(error)
             if ours is None:
