@@ -44,8 +44,8 @@ every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 data that is not as it should be (`data check`), 2 for an error that
-    the user can mend."""
+    """Entry point; returns the exit code: 0 done, 1 when `data check` found something wrong, 2 for an error that the
+    user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")  # noqa: T201

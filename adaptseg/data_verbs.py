@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from adaptseg.data.check import SplitReport, as_ranges, findings, table_problems
 from adaptseg.data.named import Evaluated, named
 from adaptseg.data.sheet import contact_sheet, frequency_bars
 from adaptseg.errors import AdaptSegError, of_ours
-from adaptseg.parsing import START, OwnOptions, one_line
+from adaptseg.parsing import START, OwnOptions, Refusals, one_line
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 SPLITS: dict[str, Any] = {
@@ -83,8 +82,10 @@ class Reader:
         self._split = split
         self._parser = ArgumentParser(exit_on_error=False)
         self._parser.add_argument("--config", action="config")
+        self._refusals = Refusals()
+        self._parser.add_instantiator(self._refusals.instantiate, Scenes)
         self._parser.add_argument(f"--data.{split}", type=SPLITS[split], default=None)
-        text = yaml.safe_dump({"data": {split: given}})
+        text = yaml.safe_dump({"data": {split: given}}, sort_keys=False)  # the first of several sets is the main one
         try:
             self._config = self._parser.parse_args(["--config", text, *flags])
         except ArgumentError as error:
@@ -100,7 +101,7 @@ class Reader:
         try:
             made = self._parser.instantiate(self._config)["data"][self._split]
         except Exception as error:
-            ours = of_ours(error)
+            ours = of_ours(error) or self._refusals.first
             if ours is None:
                 raise
             raise ours from error
@@ -120,9 +121,7 @@ def _parsed(given: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Reader]
                 f"(--data.{{{','.join(SPLITS)}}}...) are known"
             )
         own[parts[1]] += [flag] if "=" in flag else [flag, next(waiting, "")]
-    readers = {
-        split: Reader(split, given.get(split), own[split]) for split in SPLITS if given.get(split) or own[split]
-    }
+    readers = {split: Reader(split, given.get(split), own[split]) for split in SPLITS if given.get(split) or own[split]}
     readers = {split: reader for split, reader in readers.items() if reader.spec is not None}
     if not readers:
         raise AdaptSegError(f"the `data:` block names none of {', '.join(SPLITS)}; {START}")
@@ -140,7 +139,7 @@ def check(readers: Mapping[str, Reader], *, workers: int, images: bool, output: 
     reports: dict[str, SplitReport] = {}
     seen: dict[str, str] = {}
     for split, reader in readers.items():
-        text = yaml.safe_dump(reader.spec)
+        text = yaml.safe_dump(reader.spec, sort_keys=False)
         if text in seen:
             console.print(f"{split} is read like {seen[text]}", highlight=False)
             continue
@@ -179,7 +178,9 @@ def _print(console: Console, reports: Mapping[str, SplitReport], general: Sequen
     for column in ("split", "scenes", "sizes", "train ids", "void", "wrong"):
         table.add_column(column, justify="left" if column in ("split", "sizes", "train ids") else "right")
     for name, report in reports.items():
-        common = [f"{h}x{w}" + (f" ({n})" if len(report.sizes) > 1 else "") for (h, w), n in report.sizes.most_common(3)]
+        common = [
+            f"{h}x{w}" + (f" ({n})" if len(report.sizes) > 1 else "") for (h, w), n in report.sizes.most_common(3)
+        ]
         more = [f"{len(report.sizes) - 3} more"] if len(report.sizes) > 3 else []
         void = f"{100 * report.void_share:.1f}%" if report.counts.any() else ""
         values = as_ranges(report.values) or "no labels"
@@ -221,7 +222,7 @@ def show(readers: Mapping[str, Reader], *, count: int, output: Path) -> None:
     splits: dict[str, Scenes] = {}
     seen: set[str] = set()
     for reader in readers.values():
-        text = yaml.safe_dump(reader.spec)
+        text = yaml.safe_dump(reader.spec, sort_keys=False)
         if text not in seen:
             splits |= reader.open()
         seen.add(text)

@@ -28,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import adaptseg.data
-import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
+import adaptseg.networks
 from adaptseg import console, run_directory
 from adaptseg.active import Acquisition
 from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
@@ -38,10 +38,10 @@ from adaptseg.callbacks.progress import RunProgress
 from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
-from adaptseg.errors import AdaptSegError
+from adaptseg.errors import AdaptSegError, of_ours
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method
-from adaptseg.parsing import START, one_line, own_options
+from adaptseg.parsing import START, Refusals, one_line, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -81,6 +81,7 @@ class AdaptSegCLI(LightningCLI):
     def __init__(self, options: argparse.Namespace, configs: Sequence[Path], arguments: list[str]) -> None:
         self.options, self.configs = options, configs
         self.finished = False
+        self.refusals = Refusals()
         super().__init__(
             Method,
             DomainPair,
@@ -98,6 +99,7 @@ class AdaptSegCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs, allow_abbrev=False)  # --trainer.max_step is a mistake, not max_steps
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="a recipe or an overlay")
+        parser.add_instantiator(self.refusals.instantiate, adaptseg.data.Scenes)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -172,8 +174,14 @@ class AdaptSegCLI(LightningCLI):
     # ---- building
 
     def instantiate_classes(self) -> None:
-        if not self.finished:
+        if self.finished:
+            return
+        try:
             super().instantiate_classes()
+        except ValueError as error:
+            if of_ours(error) is None and self.refusals.first is not None:
+                raise self.refusals.first from error
+            raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning appends None for an absent `active:` block. An acquisition must run before the house callbacks,

@@ -6,11 +6,29 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adaptseg.errors import AdaptSegError
 
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
+
+
+class Refusals:
+    """Remembers what a class that a config names refused, for `parser.add_instantiator`.
+
+    Where an argument may be one thing, a list or a mapping of them, jsonargparse tries each and keeps the error of the
+    first alone, which says no more than that a list is no reader.
+    """
+
+    def __init__(self) -> None:
+        self.first: AdaptSegError | None = None
+
+    def instantiate(self, made: type[Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return made(*arguments, **options)
+        except AdaptSegError as error:
+            self.first = self.first or error
+            raise
 
 
 class OwnOptions(argparse.ArgumentParser):

@@ -22,7 +22,7 @@ V12 = sorted(
     name
     for name in CLASSES
     if name in ONLY_V12
-    or not name.startswith(
+    or (not name.startswith(
         ("marking", "human--person--", "object--traffic-light--", "object--sign--", "object--traffic-sign--direction",
          "object--traffic-sign--temporary", "object--traffic-sign--information", "object--traffic-sign--ambiguous")
     )
@@ -33,7 +33,7 @@ V12 = sorted(
         "construction--flat--road-shoulder", "construction--flat--traffic-island", "construction--structure--garage",
         "object--parking-meter", "object--support--pole-group", "object--traffic-cone",
         "object--vehicle--vehicle-group", "object--water-valve", "void--dynamic", "void--ground", "void--static",
-    }
+    })
 )  # fmt: skip
 """Both releases list their classes by name in this order."""
 
@@ -57,7 +57,9 @@ def palette_labels(path: Path, ids: np.ndarray) -> Path:
     return path
 
 
-def mapillary(root: Path, version: str = "v1.2", *, alone: bool = False, keys: tuple[str, ...] = ("a-_1", "b2")) -> Path:
+def mapillary(
+    root: Path, version: str = "v1.2", *, alone: bool = False, keys: tuple[str, ...] = ("a-_1", "b2")
+) -> Path:
     """`alone`: the release that held v1.2 alone."""
     names = V12 if version == "v1.2" else V20
     labels = [{"name": name, "readable": name, "color": [1, 2, 3], "instances": False} for name in names]

@@ -76,6 +76,19 @@ def test_main_set_and_others_are_scored_apart(tmp_path: Path) -> None:
     assert set(json.loads((place / "test.json").read_text())["sets"]) == {"synthialike"}
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_broken_set_is_one_line(tmp_path: Path, several: bool) -> None:
+    absent = {"class_path": "BDD100K", "init_args": {"root": "nowhere", "split": "val"}}
+    val = {"clear": streets("street", "val"), "bdd": absent} if several else absent
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(recipe(val, None), sort_keys=False))
+    for verb, code in ((["fit"], 2), (["data", "check"], 1)):
+        done = adaptseg(*verb, "--config", "broken.yaml", folder=tmp_path)
+        assert done.code == code
+        said = (done.err if code == 2 else done.out).splitlines()
+        assert [line for line in said if "folder nowhere/images/10k/val does not exist" in line], done
+        assert len(done.err.splitlines()) == (1 if code == 2 else 0)
+
+
 def test_synthias_subsets_are_the_fields() -> None:
     sixteen, thirteen = SYNTHIA.subsets["16"], SYNTHIA.subsets["13"]
     assert set(CITYSCAPES.names) - set(sixteen) == {"terrain", "truck", "train"}

@@ -234,9 +234,7 @@ def final_scores(trainer: Trainer) -> dict[str, Any]:
     """
     metrics = trainer.callback_metrics
     scores = {
-        name.removeprefix("val/iou/"): float(value)
-        for name, value in metrics.items()
-        if name.startswith("val/iou/")
+        name.removeprefix("val/iou/"): float(value) for name, value in metrics.items() if name.startswith("val/iou/")
     }
     if not scores:
         return {}

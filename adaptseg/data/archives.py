@@ -45,8 +45,8 @@ class Root:
 
     In an archive the layout may begin at any depth ("RAND_CITYSCAPES/RGB/0000000.png"), and what belongs to none of
     `folders` is left out. An archive that is named like one of them and in which no layout begins holds the files of
-    that folder (CamVid's LabeledApproved_full.zip). Archives are listed once, here, and opened when first read from in a process: a reader can be
-    pickled, and a forked worker never shares the position in a file with its parent.
+    that folder (CamVid's LabeledApproved_full.zip). Archives are listed once, here, and opened when first read from in
+    a process: a reader can be pickled, and a forked worker never shares the position in a file with its parent.
 
     Args:
         root: a folder, a .zip file, or several .zip files.

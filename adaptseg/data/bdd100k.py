@@ -61,9 +61,7 @@ class BDD100K(Scenes):
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
         if not self.labelled:
             raise AdaptSegError(f"BDD100K: the annotation of split 'test' is not public (asked for scene '{key}')")
-        return read_train_ids(
-            self._root.file(self._label(key)), self._root.header(self._image(key)), self.class_table
-        )
+        return read_train_ids(self._root.file(self._label(key)), self._root.header(self._image(key)), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(self._image(key)))

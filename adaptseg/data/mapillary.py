@@ -50,7 +50,8 @@ class Mapillary(Scenes):
         version: Version = "v1.2",
         count: int | None = None,
     ) -> None:
-        self.labelled, self._version = split != "test", version
+        self.labelled = split != "test"
+        self._version: Version = version
         folder = _FOLDERS[split]
         self._images = f"{folder}/images"
         configs = [f"config_{version}.json", *(["config.json"] if version == "v1.2" else [])]

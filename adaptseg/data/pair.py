@@ -163,7 +163,9 @@ class DomainPair(LightningDataModule):
     def scored_table(self) -> ClassTable:
         """The table whose subsets of classes are scored: the source's if it declares some, since it is the source that
         does not show the other classes."""
-        return self.source.class_table if self.source is not None and self.source.class_table.subsets else self.class_table
+        return (
+            self.source.class_table if self.source is not None and self.source.class_table.subsets else self.class_table
+        )
 
     # ---- time
 

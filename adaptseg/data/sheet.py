@@ -60,7 +60,7 @@ def contact_sheet(splits: Mapping[str, Scenes], count: int) -> Figure:
         present = [scenes.class_table.classes[i] for i in np.unique(labels) if i != VOID]
         shown |= {c.name: c.color for c in present}
     if shown:
-        patches = [Patch(color=np.array(color) / 255, label=name) for name, color in shown.items()]
+        patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*color), label=name) for name, color in shown.items()]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 10), fontsize=9)
     return figure
 

@@ -75,7 +75,7 @@ class Method(LightningModule):
         self.seed = seed
         if init_from is not None:
             self._start_from(init_from)
-        self.metrics = nn.ModuleDict()  # one for each set that is evaluated, by its name
+        self.metrics = nn.ModuleList()  # one for each set that is evaluated
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.window_keys: list[tuple[int, list[str]]] = []
         self._descended: list[Tensor] = []
@@ -245,8 +245,8 @@ class Method(LightningModule):
 
     def _prepare_metrics(self, split: str) -> None:
         data = pair_of(self.trainer)
-        sets = {name: SegmentationMetrics(data.scored_table) for name in data.evaluation_sets(split)}
-        self.metrics = nn.ModuleDict(sets).to(self.device)
+        sets = data.evaluation_sets(split)
+        self.metrics = nn.ModuleList(SegmentationMetrics(data.scored_table) for _ in sets).to(self.device)
 
     def validation_step(self, batch: Labelled, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)
@@ -263,7 +263,12 @@ class Method(LightningModule):
         """Score one scene of the set of this number."""
         height, width = batch.labels.shape[-2:]
         probabilities = self.predict_probabilities(batch.image, size=(height, width))[0]
-        list(self.metrics.values())[number].update(likeliest(probabilities, 1), batch.labels)
+        self._metrics_of(number).update(likeliest(probabilities, 1), batch.labels)
+
+    def _metrics_of(self, number: int) -> SegmentationMetrics:
+        metrics = self.metrics[number]
+        assert isinstance(metrics, SegmentationMetrics)
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -273,8 +278,8 @@ class Method(LightningModule):
 
     def _log_metrics(self, split: str) -> None:
         """The main set's numbers as `<split>/...`, those of the others as `<split>/<name>/...`."""
-        for number, (name, metrics) in enumerate(self.metrics.items()):
-            self._log_scores(f"{split}/{name}" if number else split, metrics.compute())
+        for number, name in enumerate(pair_of(self.trainer).evaluation_sets(split)):
+            self._log_scores(f"{split}/{name}" if number else split, self._metrics_of(number).compute())
 
     def _log_scores(self, prefix: str, result: dict[str, Tensor]) -> None:
         # The metric has synchronised its confusion matrix: every rank logs the same numbers.

@@ -90,8 +90,12 @@ def test_what_is_wrong_is_one_line(root: Path) -> None:
     save(labels / f"{KEYS[1]}_L.png", np.full((4, 8, 3), (192, 192, 192), np.uint8))
     save(labels / f"{KEYS[2]}_L.png", np.zeros((8, 4, 3), np.uint8))
     scenes = CamVidRaw(str(root), "all")
-    for key, message in ((KEYS[0], r"colours \(128, 64, 127\) are none of CamVid's 32"), (KEYS[1], r"\(192, 192, 192\)"),
-                         (KEYS[2], r"is 4x8 pixels, its image .* is 8x4")):  # fmt: skip
+    messages = [
+        r"colours \(128, 64, 127\) are none of CamVid's 32",
+        r"\(192, 192, 192\)",
+        r"is 4x8 pixels, its image .* is 8x4",
+    ]
+    for key, message in zip(KEYS, messages, strict=False):
         with pytest.raises(AdaptSegError, match=message):
             scenes.labels(key)
     archives = zipped(root)
