@@ -82,8 +82,6 @@ class Reader:
         self._split = split
         self._parser = ArgumentParser(exit_on_error=False)
         self._parser.add_argument("--config", action="config")
-        self._refusals = Refusals()
-        self._parser.add_instantiator(self._refusals.instantiate, Scenes)
         self._parser.add_argument(f"--data.{split}", type=SPLITS[split], default=None)
         text = yaml.safe_dump({"data": {split: given}}, sort_keys=False)  # the first of several sets is the main one
         try:
@@ -98,10 +96,12 @@ class Reader:
         Raises:
             AdaptSegError: the data set is not as it should be.
         """
+        refusals = Refusals()
+        watched = [(refusals.instantiate, Scenes, True)]
         try:
-            made = self._parser.instantiate(self._config)["data"][self._split]
+            made = self._parser.instantiate(self._config, instantiators=watched)["data"][self._split]
         except Exception as error:
-            ours = of_ours(error) or self._refusals.first
+            ours = of_ours(error) or refusals.first
             if ours is None:
                 raise
             raise ours from error

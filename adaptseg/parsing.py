@@ -14,7 +14,7 @@ START = "start from a recipe: --config configs/cbda_20pct.yaml"
 
 
 class Refusals:
-    """Remembers what a class that a config names refused, for `parser.add_instantiator`.
+    """Remembers what a class that a config names refused, as a jsonargparse instantiator.
 
     Where an argument may be one thing, a list or a mapping of them, jsonargparse tries each and keeps the error of the
     first alone, which says no more than that a list is no reader.
