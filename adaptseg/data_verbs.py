@@ -33,6 +33,8 @@ SPLITS: dict[str, Any] = {
 """The readers of a domain pair, and what each may be given."""
 
 MUST_BE_LABELLED = ("source", "val", "test")
+WORTH = 32
+"""Scenes that are worth the start of a process."""
 SHOWN = 10
 """Problems printed for a split."""
 
@@ -167,7 +169,7 @@ def _looked_through(name: str, scenes: Scenes, *, workers: int, images: bool, co
     report = SplitReport(class_table=scenes.class_table)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        found = findings(scenes, workers=min(workers, len(scenes.keys)), images=images)
+        found = findings(scenes, workers=min(workers, -(-len(scenes.keys) // WORTH)), images=images)
         for finding in progress.track(found, total=len(scenes.keys), description=name):
             report.add(finding)
     return report

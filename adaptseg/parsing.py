@@ -6,9 +6,11 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from adaptseg.errors import AdaptSegError
+
+Made = TypeVar("Made")
 
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
 
@@ -23,9 +25,9 @@ class Refusals:
     def __init__(self) -> None:
         self.first: AdaptSegError | None = None
 
-    def instantiate(self, made: type[Any], *arguments: Any, **options: Any) -> Any:
+    def instantiate(self, class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
         try:
-            return made(*arguments, **options)
+            return class_type(*args, **kwargs)
         except AdaptSegError as error:
             self.first = self.first or error
             raise

@@ -41,6 +41,7 @@ def recipe(val: object, test: object) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_main_set_and_others_are_scored_apart(tmp_path: Path) -> None:
     val = {"clear": streets("street", "val"), "fog": streets("fog", "val", 3)}
     test = [streets("street", "test"), {"class_path": "test_several_sets.SynthiaLike", "init_args": {"count": 2}}]
