@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from adaptseg import __version__
-from adaptseg.errors import AdaptSegError
+from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict")
+VERBS = ("fit", "validate", "test", "predict", "data")
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
 
@@ -19,6 +19,13 @@ verbs
   validate   score the last state of a run on the tuning split (data.val)
   test       score it on the split that tables report (data.test)
   predict    write predictions/<key>.png (train ids) for data.predict, data.test or data.val
+  data check read every label file of a recipe's `data:`: counts, sizes, label values, class frequencies, what is broken
+               --workers N   processes; default: one per core
+               --images      decode the images too, not only their headers
+               -o PICTURE    of the class frequencies; default: class_frequencies.png
+  data show  a contact sheet of scenes with their labels over them
+               -n COUNT      scenes, shared out over the splits; default: 12
+               -o PICTURE    default: sheet.png
 
 where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metrics.csv, pictures
   --runs DIR      default: runs
@@ -39,7 +46,8 @@ every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 for an error that the user can mend."""
+    """Entry point; returns the exit code: 0 done, 1 when `data check` found something wrong, 2 for an error that the
+    user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")  # noqa: T201
@@ -49,12 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in VERBS:
         return _fail(f"unknown verb '{arguments[0]}'; one of {', '.join(VERBS)} is expected (see adaptseg --help)")
-    from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
-
     try:
+        if arguments[0] == "data":
+            from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
+
+            return look(arguments[1:])
+        from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
+
         run(arguments[0], arguments[1:])
     except Exception as error:
-        ours = _of_ours(error)
+        ours = of_ours(error)
         if ours is None:
             raise
         # An error raised in a loader process carries that process's traceback; its last line is the message.
@@ -65,13 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"adaptseg: error: {message}", file=sys.stderr)  # noqa: T201
     return 2
-
-
-def _of_ours(error: BaseException | None) -> AdaptSegError | None:
-    """The outermost error of ours in a chain: while jsonargparse builds an object it wraps errors in its own."""
-    while error is not None and not isinstance(error, AdaptSegError):
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error
 
 
 if __name__ == "__main__":

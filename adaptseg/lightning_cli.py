@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import adaptseg.data
-import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
+import adaptseg.networks
 from adaptseg import console, run_directory, wandb_run
 from adaptseg.active import Acquisition
 from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
@@ -39,10 +39,10 @@ from adaptseg.callbacks.progress import RunProgress
 from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
-from adaptseg.errors import AdaptSegError
+from adaptseg.errors import AdaptSegError, of_ours
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method, Training
-from adaptseg.parsing import START, Parser, own_options
+from adaptseg.parsing import START, Refusals, one_line, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -69,12 +69,20 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         AdaptSegCLI(options, configs, [verb, *text, *rest])
 
 
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise AdaptSegError(one_line(message)) from ex
+
+
 class AdaptSegCLI(LightningCLI):
     """LightningCLI with an `active:` block, run directories and the house callbacks."""
 
     def __init__(self, options: argparse.Namespace, configs: Sequence[Path], arguments: list[str]) -> None:
         self.options, self.configs = options, configs
         self.finished = False
+        self.refusals = Refusals()
         super().__init__(
             Training,
             DomainPair,
@@ -92,6 +100,7 @@ class AdaptSegCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs, allow_abbrev=False)  # --trainer.max_step is a mistake, not max_steps
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="a recipe or an overlay")
+        parser.add_instantiator(self.refusals.instantiate, adaptseg.data.Scenes)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -171,9 +180,15 @@ class AdaptSegCLI(LightningCLI):
     # ---- building
 
     def instantiate_classes(self) -> None:
-        if not self.finished:
+        if self.finished:
+            return
+        try:
             super().instantiate_classes()
-            self._require_segmentation()
+        except ValueError as error:
+            if of_ours(error) is None and self.refusals.first is not None:
+                raise self.refusals.first from error
+            raise
+        self._require_segmentation()
 
     def _require_segmentation(self) -> None:
         """Predictions and acquisitions are of labels; a method that has none says so before it begins."""

@@ -6,23 +6,43 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from lightning.pytorch.cli import LightningArgumentParser
+from typing import Any, NoReturn, TypeVar
 
 from adaptseg.errors import AdaptSegError
+
+Made = TypeVar("Made")
 
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
 
 
-class _OwnOptions(argparse.ArgumentParser):
+class Refusals:
+    """Remembers what a class that a config names refused, as a jsonargparse instantiator.
+
+    Where an argument may be one thing, a list or a mapping of them, jsonargparse tries each and keeps the error of the
+    first alone, which says no more than that a list is no reader.
+    """
+
+    def __init__(self) -> None:
+        self.first: AdaptSegError | None = None
+
+    def instantiate(self, class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+        try:
+            return class_type(*args, **kwargs)
+        except AdaptSegError as error:
+            self.first = self.first or error
+            raise
+
+
+class OwnOptions(argparse.ArgumentParser):
+    """Raises in one line where argparse would print its usage and exit."""
+
     def error(self, message: str) -> NoReturn:
         raise AdaptSegError(message)
 
 
 def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the options that say where a run lives from those that make the config."""
-    parser = _OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
+    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--name")
     parser.add_argument("--root")
@@ -39,18 +59,11 @@ def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace
     return options, rest
 
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise AdaptSegError(_one_line(message)) from ex
-
-
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _OUTER_KEY = re.compile(r"^([a-z_][\w.]*): (?=[a-z_][\w.]*: )")
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """What jsonargparse says in many lines, with the key in dots: "data.batch_size: Expected int. Got value: two"."""
     if required := re.match(r"the following arguments are required: (.*)", message):
         blocks = " and ".join(f"`{name.rpartition('.')[2]}:`" for name in required[1].split(", "))

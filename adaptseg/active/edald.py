@@ -102,7 +102,8 @@ class TwoStageEDALD(Acquisition):
         self.budget, self.budget_unit, self.number_of_rounds = budget, budget_unit, rounds
         self.stages: list[Stage] = ["local", "global", "score"] if stages is None else stages
         self.first_round, self.candidates, self.local_picks, self.keep = first_round, candidates, local_picks, keep
-        self.score, self.draws, self.length_scale = score, draws, length_scale
+        self.score: PointScore = score
+        self.draws, self.length_scale = draws, length_scale
         self.condition_on_source, self.balance, self.epsilon = condition_on_source, balance, epsilon
         self.forbid_void = forbid_void
         self._check()
@@ -193,7 +194,7 @@ class TwoStageEDALD(Acquisition):
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.global_step >= trainer.max_steps:
             for row in self.history[1:]:  # the network that chose the first pixels had learned nothing
-                row |= final_scores(trainer, f"val/round_{row['round'] - 1:02d}")
+                row |= final_scores(trainer, f"round_{row['round'] - 1:02d}/val")
 
     # ---- one round
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -236,17 +237,24 @@ class Acquisition(Callback, ABC):
 
 
 def final_scores(trainer: Trainer, prefix: str = "val") -> dict[str, Any]:
-    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set."""
-    start = f"{prefix}/iou/"
-    scores = {
-        name.removeprefix(start): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(start)
-    }
+    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set.
+
+    Further means, if there are any, are called like their metrics below `val/`: over a subset of the classes
+    (`miou_16`), of a further set (`bdd100k/miou`).
+    """
+    metrics, start = trainer.callback_metrics, f"{prefix}/iou/"
+    scores = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
     if not scores:
         return {}
     worst = min(scores, key=scores.__getitem__)
-    return {"miou": float(trainer.callback_metrics[f"{prefix}/miou"]), "worst_class": worst, "worst_iou": scores[worst]}
+    means = [name for name in metrics if re.fullmatch(rf"{prefix}/([^/]+/)?miou(_\w+)?", name)]
+    further = sorted(name for name in means if name != f"{prefix}/miou")
+    return {
+        "miou": float(metrics[f"{prefix}/miou"]),
+        "worst_class": worst,
+        "worst_iou": scores[worst],
+        **{name.removeprefix(f"{prefix}/"): float(metrics[name]) for name in further},
+    }
 
 
 def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -71,7 +71,7 @@ class Method(Training):
         self.class_table, self.inference, self.class_weights = class_table, inference, class_weights
         if init_from is not None:
             self._start_from(init_from)
-        self.metrics = SegmentationMetrics(class_table)
+        self.metrics = nn.ModuleList()  # one for each set that is evaluated
 
     def _start_from(self, init_from: str) -> None:
         weights = networks.load(init_from, "student", class_table=self.class_table).state_dict()
@@ -166,21 +166,38 @@ class Method(Training):
             )
         return networks.predict_probabilities(self.evaluated, images, size=size, inference=self.inference)[None]
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def on_validation_epoch_start(self) -> None:
+        self._prepare_metrics("val")
 
-    def test_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def on_test_epoch_start(self) -> None:
+        self._prepare_metrics("test")
+
+    def _prepare_metrics(self, split: str) -> None:
+        data = pair_of(self.trainer)
+        sets = data.evaluation_sets(split)
+        self.metrics = nn.ModuleList(SegmentationMetrics(data.scored_table) for _ in sets).to(self.device)
+
+    def validation_step(self, batch: Labelled, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Labelled, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
 
     def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """(B, C, H, W) probabilities at native size."""
         height, width = batch.labels.shape[-2:]
         return self.predict_probabilities(batch.image, size=(height, width))[0]
 
-    def _evaluate(self, batch: Labelled) -> None:
+    def _evaluate(self, batch: Labelled, number: int) -> None:
+        """Score one scene of the set of this number."""
         height, width = batch.labels.shape[-2:]
         probabilities = self.predict_probabilities(batch.image, size=(height, width))[0]
-        self.metrics.update(likeliest(probabilities, 1), batch.labels)
+        self._metrics_of(number).update(likeliest(probabilities, 1), batch.labels)
+
+    def _metrics_of(self, number: int) -> SegmentationMetrics:
+        metrics = self.metrics[number]
+        assert isinstance(metrics, SegmentationMetrics)
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -188,14 +205,14 @@ class Method(Training):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def _log_metrics(self, prefix: str) -> None:
-        self._log_scores(prefix, self.metrics)
+    def _log_metrics(self, split: str) -> None:
+        """The main set's numbers as `<split>/...`, those of the others as `<split>/<name>/...`."""
+        for number, name in enumerate(pair_of(self.trainer).evaluation_sets(split)):
+            self._log_scores(f"{split}/{name}" if number else split, self._metrics_of(number).compute())
 
-    def _log_scores(self, prefix: str, metrics: SegmentationMetrics) -> None:
-        result = metrics.compute()
-        metrics.reset()
+    def _log_scores(self, prefix: str, result: dict[str, Tensor]) -> None:
         # The metric has synchronised its confusion matrix: every rank logs the same numbers.
-        for name in ("miou", "worst", "accuracy"):
+        for name in (*(name for name in result if name.startswith("miou")), "worst", "accuracy"):
             self.log(f"{prefix}/{name}", result[name].to(self.device), rank_zero_only=False)
         for kind in ("iou", "recall"):
             for name, value in zip(self.class_table.names, result[kind], strict=True):

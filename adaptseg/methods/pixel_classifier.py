@@ -143,7 +143,7 @@ class PixelClassifier(Method):
         self.cache = None if cache is None else Path(cache)
         self.finished = nn.ModuleList()
         """Heads of finished rounds, oldest first."""
-        self.finished_metrics: list[SegmentationMetrics] = []
+        self.finished_metrics = nn.ModuleList()
         self._begin_books(0)
         self.banks: dict[str, FeatureBank] = {}
 
@@ -338,23 +338,28 @@ class PixelClassifier(Method):
     def evaluated(self) -> Segmenter:
         return self.network
 
-    def _evaluate(self, batch: Labelled) -> None:
+    def _prepare_metrics(self, split: str) -> None:
+        super()._prepare_metrics(split)
+        table = pair_of(self.trainer).scored_table
+        self.finished_metrics = nn.ModuleList(SegmentationMetrics(table) for _ in self.finished).to(self.device)
+
+    def _evaluate(self, batch: Labelled, number: int) -> None:
         height, width = batch.labels.shape[-2:]
         maps = self.network.features.maps(batch.image)
         size = (batch.image.shape[-2], batch.image.shape[-1])
-        while len(self.finished_metrics) < len(self.finished):
-            self.finished_metrics.append(SegmentationMetrics(self.class_table).to(self.device))
-        for head, metrics in zip(
-            [*self.finished, self.network.head], [*self.finished_metrics, self.metrics], strict=True
-        ):
+        # Earlier rounds on the main set alone, as its numbers make the table of rounds.
+        judged = list(zip(self.finished, self.finished_metrics, strict=True)) if number == 0 else []
+        for head, metrics in [*judged, (self.network.head, self._metrics_of(number))]:
             assert isinstance(head, PixelHead)
+            assert isinstance(metrics, SegmentationMetrics)
             logits = resize_logits(head.dense(maps, size).float(), (height, width), self.inference.align_corners)
             metrics.update(likeliest(logits, 1), batch.labels)
 
-    def _log_metrics(self, prefix: str) -> None:
-        super()._log_metrics(prefix)
+    def _log_metrics(self, split: str) -> None:
+        super()._log_metrics(split)
         for round, metrics in enumerate(self.finished_metrics, 1):
-            self._log_scores(f"{prefix}/round_{round:02d}", metrics)
+            assert isinstance(metrics, SegmentationMetrics)
+            self._log_scores(f"round_{round:02d}/{split}", metrics.compute())
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero and self.global_step >= self.trainer.max_steps:

@@ -39,7 +39,7 @@ class RowNorm(nn.Module):
         self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, rows: Tensor, counted: Tensor | None = None) -> Tensor:
-        """(N, D) normalised: in training by the statistics of the rows that are `counted` (N,) bool, all if None; by the
+        """(N, D) normalised: in training by the statistics of the rows that are `counted` (N,) bool, None = all; by the
         running ones in evaluation and where fewer than two rows count anywhere.
         """
         if not self.training:
