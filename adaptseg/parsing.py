@@ -1,11 +1,8 @@
-"""Our own options of a verb, and errors of the command line in one line that names the key."""
+"""Errors of the command line in one line that names the key."""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -13,23 +10,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from adaptseg.errors import AdaptSegError
 
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
-
-
-class _OwnOptions(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise AdaptSegError(message)
-
-
-def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the options that say where a run lives from those that make the config."""
-    parser = _OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--name")
-    parser.add_argument("--root")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--wandb", action="store_true")
-    parser.add_argument("--certainty", action="store_true")
-    return parser.parse_known_args(arguments)
 
 
 class Parser(LightningArgumentParser):

@@ -1,0 +1,1 @@
+"""Ensemble-distillation: the jobs between its trainings."""
