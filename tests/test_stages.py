@@ -340,7 +340,7 @@ def test_processes_as_the_command_line_starts_them(tmp_path: Path) -> None:
     with (tmp_path / "first.txt").open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, env=environment)
         try:
-            while not (tmp_path / RUN / "first" / "started.json").exists():
+            while not (tmp_path / RUN / "first" / "config.yaml").exists():
                 assert process.poll() is None
         finally:
             process.kill()

@@ -110,6 +110,8 @@ class Acquisition(Callback, ABC):
             raise AdaptSegError(
                 f"active.schedule puts two rounds into one tick (rounds after steps {self.fire_at}); shorten data.tick"
             )
+        if data.target_labels is not None:
+            raise AdaptSegError("data.target_labels labels the pool already: leave out it or the `active:` block")
         sizes = {key: data.pool_grid(key) for key in data.pool.keys}
         self.check_budget(sizes)
         with storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round"):

@@ -4,11 +4,13 @@ from adaptseg.methods.acceleration import Acceleration as Acceleration
 from adaptseg.methods.base import Method as Method
 from adaptseg.methods.base import StepResult as StepResult
 from adaptseg.methods.class_weights import GBW as GBW
+from adaptseg.methods.class_weights import BatchBalance as BatchBalance
 from adaptseg.methods.class_weights import ClassWeights as ClassWeights
 from adaptseg.methods.class_weights import EffectiveNumber as EffectiveNumber
 from adaptseg.methods.class_weights import FixedWeights as FixedWeights
 from adaptseg.methods.class_weights import InverseFrequency as InverseFrequency
 from adaptseg.methods.class_weights import MedianFrequency as MedianFrequency
+from adaptseg.methods.ensemble_student import EnsembleStudent as EnsembleStudent
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
 from adaptseg.methods.optimization import Optimization as Optimization
 from adaptseg.methods.self_training import Masking as Masking
