@@ -20,7 +20,7 @@ from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import DAFormer, DeepLabV2
 from adaptseg.recipes import load_recipe
 
-RECIPES = sorted((CONFIGS / "paper").glob("*.yaml"))
+RECIPES = [path for path in sorted((CONFIGS / "paper").glob("*.yaml")) if "stages" not in load_recipe(path)]
 
 
 class Host(NamedTuple):

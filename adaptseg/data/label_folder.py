@@ -32,7 +32,7 @@ def read_map(path: Path) -> npt.NDArray[np.uint8]:
     values = read_ids(path)
     if values.dtype != np.uint8:
         raise AdaptSegError(f"{path} holds {values.dtype}; a grey PNG of 8 bits is expected")
-    return values.astype(np.uint8, copy=False)
+    return values.astype(np.uint8)  # a copy: decoded arrays may be read-only
 
 
 class LabelFolder:

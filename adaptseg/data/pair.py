@@ -260,7 +260,11 @@ class DomainPair(LightningDataModule):
 
     def pool_loader(self, rank: int, world_size: int) -> DataLoader:
         """This rank's strided, unpadded share of the pool, one image at a time, as `Labelled` with void labels."""
-        return self._evaluation_loader(self.pool, self.pool.keys[rank::world_size], with_labels=False)
+        return self.loader_of_pool(self.pool.keys[rank::world_size])
+
+    def loader_of_pool(self, keys: Sequence[str]) -> DataLoader:
+        """Some scenes of the pool, one at a time, as `Labelled` with void labels."""
+        return self._evaluation_loader(self.pool, keys, with_labels=False)
 
     # ---- evaluation
 
