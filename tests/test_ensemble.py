@@ -19,6 +19,7 @@ from test_stages import CONFIGS, Commands
 from tiny import TinySegmenter, tiny_network
 
 from adaptseg import staged_run
+from adaptseg.classes import CITYSCAPES
 from adaptseg.cli import main
 from adaptseg.data import DomainPair, Streets
 from adaptseg.data.label_folder import write_map
@@ -30,6 +31,7 @@ from adaptseg.ensemble.store import MemberMaps
 from adaptseg.errors import AdaptSegError
 from adaptseg.jobs import Job, Workplace
 from adaptseg.losses.fusion import channel_fusion
+from adaptseg.stages import read_stages
 
 SIZE = (32, 64)
 
@@ -273,7 +275,7 @@ def test_fused_maps_are_those_of_the_pure_function(tmp_path: Path, data: DomainP
         fused = np.asarray(Image.open(tmp_path / "f" / "labels" / f"{key}.png"))
         np.testing.assert_array_equal(fused, expected)
         claims = sum((q[c % 3].argmax(0) == c).long() for c in range(19))
-        kinds += np.bincount(np.minimum(claims, 2).flatten(), minlength=3)
+        kinds += torch.bincount(torch.as_tensor(claims).clamp(max=2).flatten(), minlength=3).numpy()
     shares = json.loads((tmp_path / "f" / "fusion.json").read_text())["claims"]
     np.testing.assert_allclose([shares[k]["share"] for k in ("none", "one", "several")], kinds / kinds.sum())
 
@@ -435,3 +437,78 @@ def test_job_verb_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert err.count("\n") == 1, err
     assert issubclass(Fuse, Job)
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+# ---- the final student
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
+    from forked import adaptseg
+    from test_distributed import numbers, two_processes
+    from test_resume import without_pictures
+
+    scenes = Streets("street", "train", count=4, size=SIZE)
+    for number, key in enumerate(scenes.keys):
+        labels = scenes.labels(key)
+        labels[: 8 * number] = 255  # ranks hold unequal shares
+        write_map(tmp_path / "labels" / f"{key}.png", labels)
+    flags = [
+        "fit", "--config", str(CONFIGS / "ensemble" / "student.yaml"), "--data.target_labels", str(tmp_path / "labels"),
+        *(flag for s in ("target", "val", "test") for flag in (f"--data.{s}.count", "4", f"--data.{s}.size", "[32, 64]")),
+        "--model.network", "tiny.TinySegmenter", "--trainer.max_steps", "4", "--trainer.accelerator", "cpu",
+        "--data.tick", "2", "--trainer.log_every_n_steps", "1",
+    ]  # fmt: skip
+    one = adaptseg(*flags, folder=tmp_path / "one", before=without_pictures)
+    assert (one.code, one.err) == (0, "")
+    two = two_processes(*flags, folder=tmp_path / "two")
+    assert (two.returncode, two.stderr) == (0, "")
+    first, second = (numbers(tmp_path / n / "runs" / "student" / "seed0" / "metrics.csv") for n in ("one", "two"))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert second[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+    active = ["--config", str(CONFIGS / "active" / "cbda.yaml")]
+    both = adaptseg(*flags[:3], *active, *flags[3:], folder=tmp_path / "active", before=without_pictures)
+    assert both.code == 2
+    assert "data.target_labels labels the pool already" in both.err
+
+
+# ---- published settings
+
+
+@pytest.mark.parametrize(
+    ("pair", "members", "but", "rest", "absent"),
+    [
+        (
+            "gta5", ["r_mrnet", "dacs", "mrkld", "cbst"],
+            {"r_mrnet": ["wall", "traffic light", "bus"], "mrkld": ["pole", "motorcycle"], "cbst": ["train"]}, "dacs", [],
+        ),
+        (
+            "synthia", ["mrkld", "cbst", "r_mrnet"],
+            {"mrkld": ["wall", "fence", "traffic sign"], "cbst": ["sky"]}, "r_mrnet", ["terrain", "truck", "train"],
+        ),
+    ],
+)  # fmt: skip
+def test_published_members_and_policy(
+    pair: str, members: list[str], but: dict[str, list[str]], rest: str, absent: list[str]
+) -> None:
+    """Section 5 of the specification."""
+    path = CONFIGS / "paper" / f"ensemble_distillation_{pair}_to_cityscapes.yaml"
+    stages = {stage.name: stage for stage in read_stages([path], [], "/data")}
+    assert [name for name in stages if name.startswith("predict_")] == [f"predict_{name}" for name in members]
+    manual = stages["policy"].recipe["job"]["init_args"]["manual"]
+    expected = dict.fromkeys(CITYSCAPES.names, rest) | {name: m for m, names in but.items() for name in names}
+    assert manual == expected | dict.fromkeys(absent)
+    fuse = stages["fused"].recipe["job"]["init_args"]
+    assert (fuse["window"], fuse["threshold"], fuse.get("border", "zero")) == (5, 0.9, "zero")
+    student = stages["student"].recipe
+    assert student["trainer"]["max_steps"] == 100_001
+    model, data = student["model"]["init_args"], student["data"]["init_args"]
+    assert model["optimization"] == {
+        "name": "sgd", "lr": 1e-4, "head_lr_factor": 10.0, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True,
+        "power": 0.9,
+    }  # fmt: skip
+    assert (model["hard_share"], model.get("denominator", "weights")) == (0.2, "weights")
+    assert model["class_weights"]["init_args"] == {"boost": 7.0, "few_pixels": 64 * 64, "momentum": 0.9}
+    assert (data["target_size"], data["crop"], data["batch_size"]) == ([512, 1024], [256, 512], 10)
+    assert not data.get("flip", False)
