@@ -455,7 +455,8 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
         write_map(tmp_path / "labels" / f"{key}.png", labels)
     flags = [
         "fit", "--config", str(CONFIGS / "ensemble" / "student.yaml"), "--data.target_labels", str(tmp_path / "labels"),
-        *(flag for s in ("target", "val", "test") for flag in (f"--data.{s}.count", "4", f"--data.{s}.size", "[32, 64]")),
+        *(f"--data.{split}.count=4" for split in ("target", "val", "test")),
+        *(f"--data.{split}.size=[32, 64]" for split in ("target", "val", "test")),
         "--model.network", "tiny.TinySegmenter", "--trainer.max_steps", "4", "--trainer.accelerator", "cpu",
         "--data.tick", "2", "--trainer.log_every_n_steps", "1",
     ]  # fmt: skip
@@ -481,7 +482,8 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
     [
         (
             "gta5", ["r_mrnet", "dacs", "mrkld", "cbst"],
-            {"r_mrnet": ["wall", "traffic light", "bus"], "mrkld": ["pole", "motorcycle"], "cbst": ["train"]}, "dacs", [],
+            {"r_mrnet": ["wall", "traffic light", "bus"], "mrkld": ["pole", "motorcycle"], "cbst": ["train"]},
+            "dacs", [],
         ),
         (
             "synthia", ["mrkld", "cbst", "r_mrnet"],

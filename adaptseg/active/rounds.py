@@ -98,6 +98,8 @@ class Acquisition(Callback, ABC):
         if stage != "fit":
             return
         data = pair_of(trainer)
+        if data.target_labels is not None:
+            raise AdaptSegError("data.target_labels labels the pool already: leave out it or the `active:` block")
         self.oracle.bind(data.pool)
         self.fire_at = self.round_steps(trainer.max_steps, data.tick_length(trainer.max_steps))
         late = [step for step in self.fire_at if step >= trainer.max_steps]
@@ -110,8 +112,6 @@ class Acquisition(Callback, ABC):
             raise AdaptSegError(
                 f"active.schedule puts two rounds into one tick (rounds after steps {self.fire_at}); shorten data.tick"
             )
-        if data.target_labels is not None:
-            raise AdaptSegError("data.target_labels labels the pool already: leave out it or the `active:` block")
         sizes = {key: data.pool_grid(key) for key in data.pool.keys}
         self.check_budget(sizes)
         with storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round"):
