@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adaptseg import __version__
 from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict", "data")
+VERBS = ("fit", "validate", "test", "predict", "job", "data")
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
 
@@ -19,6 +19,7 @@ verbs
   validate   score the last state of a run on the tuning split (data.val)
   test       score it on the split that tables report (data.test)
   predict    write predictions/<key>.png (train ids) for data.predict, data.test or data.val
+  job        run a recipe's `job:` block: the light work between the trainings of a staged recipe
   data check read every label file of a recipe's `data:`: counts, sizes, label values, class frequencies, what is broken
                --workers N   processes; default: one per core
                --images      decode the images too, not only their headers
@@ -37,6 +38,11 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
   --preempt_signal S   what announces a preemption: save, stop with code 75  (fit; default USR1)
   --certainty     also write <key>.certainty.png, uint8 per cent             (predict)
   --ckpt_path P   another checkpoint than the run's last                     (validate, test, predict)
+  --folder DIR    exactly this run directory instead of RUNS/<recipe>/<name>/
+  --stage NAME    which training of a staged recipe; default: the last       (validate, test, predict)
+
+a staged recipe (`stages:`) is fitted stage by stage, each in RUNS/<recipe>/<name>/<stage>/; the same command skips what
+is done. Flags lie over all stages, --stages.NAME.KEY over one
 
 every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 4 --active.budget 0.1
   adaptseg fit --help              keys of the trainer and how to see those of a class
@@ -58,19 +64,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         return _fail(f"unknown verb '{arguments[0]}'; one of {', '.join(VERBS)} is expected (see adaptseg --help)")
     try:
-        if arguments[0] == "data":
-            from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
-
-            return look(arguments[1:])
-        from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
-
-        run(arguments[0], arguments[1:])
+        return _run(arguments[0], arguments[1:])
     except Exception as error:
         ours = of_ours(error)
         if ours is None:
             raise
         # An error raised in a loader process carries that process's traceback; its last line is the message.
         return _fail(str(ours).strip().splitlines()[-1].removeprefix(f"{AdaptSegError.__module__}.AdaptSegError: "))
+
+
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    if verb == "data":
+        from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
+
+        return look(arguments)
+    from adaptseg import stages
+
+    if stages.is_staged(arguments):
+        from adaptseg.staged_run import run_staged
+
+        return run_staged(verb, arguments)
+    if verb == "job":
+        from adaptseg.jobs import run
+    else:
+        from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
+    run(verb, arguments)
     return 0
 
 

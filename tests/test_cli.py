@@ -63,7 +63,7 @@ def test_help_version_and_typos_need_no_torch(arguments: list[str]):
     elif arguments == ["fitt"]:
         assert (
             said
-            == "adaptseg: error: unknown verb 'fitt'; one of fit, validate, test, predict, data is expected (see "
+            == "adaptseg: error: unknown verb 'fitt'; one of fit, validate, test, predict, job, data is expected (see "
             + ("adaptseg --help)\n")
         )
     else:

@@ -4,7 +4,7 @@
 
 DRIVING holds camvid/ and classes.json. RUN is a denoiser trained on CamVid's training images, without labels:
 
-    adaptseg fit --config configs/denoising.yaml --config configs/data/camvid_128.yaml --root DRIVING --name camvid128 \\
+    adaptseg fit --config configs/denoising.yaml --config configs/data/camvid_128.yaml --root DRIVING \\
         --trainer.max_steps 1500 --data.batch_size 4 --model.channels "[16, 32, 64, 96]" --data.val null
 
 Judged on the val split (by day, a video that shares its sequence with training frames); nothing is tuned on it. Seeds
