@@ -340,15 +340,16 @@ class PixelClassifier(Method):
 
     def _prepare_metrics(self, split: str) -> None:
         super()._prepare_metrics(split)
+        # Earlier rounds on the main tuning set alone: its numbers make the table of rounds.
+        judged = self.finished if split == "val" else []
         table = pair_of(self.trainer).scored_table
-        self.finished_metrics = nn.ModuleList(SegmentationMetrics(table) for _ in self.finished).to(self.device)
+        self.finished_metrics = nn.ModuleList(SegmentationMetrics(table) for _ in judged).to(self.device)
 
     def _evaluate(self, batch: Labelled, number: int) -> None:
         height, width = batch.labels.shape[-2:]
         maps = self.network.features.maps(batch.image)
         size = (batch.image.shape[-2], batch.image.shape[-1])
-        # Earlier rounds on the main set alone, as its numbers make the table of rounds.
-        judged = list(zip(self.finished, self.finished_metrics, strict=True)) if number == 0 else []
+        judged = list(zip(self.finished, self.finished_metrics, strict=False)) if number == 0 else []
         for head, metrics in [*judged, (self.network.head, self._metrics_of(number))]:
             assert isinstance(head, PixelHead)
             assert isinstance(metrics, SegmentationMetrics)
