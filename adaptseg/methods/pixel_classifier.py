@@ -95,8 +95,8 @@ class PixelClassifier(Method):
         acceleration: of the head.
         norm_statistics: whose rows the batch norms count: `transductive` = labelled pixels and `norm_pixels` others of
             each image (the release counts all pixels of an image), `labelled` pixels only, or `frozen` = no statistics.
-        norm_pixels: unlabelled pixels per image, fixed for a run.
-        source_pixels: labelled source pixels per source image to learn from, fixed for a run.
+        norm_pixels: unlabelled pixels per image, the same in every run.
+        source_pixels: labelled source pixels per source image to learn from, the same in every run.
         source_weight: of their cross-entropy.
         cache: folder, shared by runs, for point features; null computes them in every step.
     """
@@ -219,10 +219,11 @@ class PixelClassifier(Method):
         return logits.softmax(1)
 
     def _norm_points(self, key: str, size: tuple[int, int]) -> Tensor:
-        return fixed_sample(self.seed, "norm", key, size, self.norm_pixels)
+        # Of seed 0 in every run, as the candidates of an acquisition: runs share what is computed on them.
+        return fixed_sample(0, "norm", key, size, self.norm_pixels)
 
     def _source_points(self, key: str, size: tuple[int, int]) -> Tensor:
-        return fixed_sample(self.seed, "source", key, size, self.source_pixels)
+        return fixed_sample(0, "source", key, size, self.source_pixels)
 
     # ---- training
 
