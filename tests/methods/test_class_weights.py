@@ -181,9 +181,9 @@ def test_self_training_losses_are_naive_weighted_sums_over_all_pixels(
     seen: dict[str, tuple[Tensor, Any]] = {}
     original = SelfTraining._cross_entropy
 
-    def watched(self: SelfTraining, loss: str, log_p: Tensor, lesson: Any) -> Tensor:
-        seen[loss] = (log_p.detach(), lesson)
-        return original(self, loss, log_p, lesson)
+    def watched(self: SelfTraining, loss: str, said: Any, lesson: Any) -> Tensor:
+        seen[loss] = (said.log_p.detach(), lesson)
+        return original(self, loss, said, lesson)
 
     monkeypatch.setattr(SelfTraining, "_cross_entropy", watched)
     logs = model.step(batch()).logs
