@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,50 +29,13 @@ from adaptseg.losses.reduce import global_mean, mean_over_ranks
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
+from adaptseg.methods.head_training import HeadTraining
 from adaptseg.methods.optimization import Optimization
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, PixelSegmenter, Segmenter, resize_logits
 from adaptseg.networks.feature_bank import FeatureBank, fixed_sample
 from adaptseg.networks.pixel_segmenter import PixelHead
 from adaptseg.tensors import likeliest
-
-
-@dataclass(frozen=True)
-class HeadTraining:
-    """How the head learns within one round (released code).
-
-    Attributes:
-        lr: Adam's rate.
-        least_lr: to which it swings down and up again.
-        half_period: passes over the pool from the highest to the lowest rate: a cosine without restarts, as torch's
-            `CosineAnnealingLR` runs on beyond its T_max.
-        weight_decay: L2.
-        patience: labelled batches in a row without a new least loss after which the head rests until the next round;
-            null = it learns to the round's end.
-        first_passes: passes over the pool before patience is counted.
-        dropout: on the logits in training; what BALD and its kin draw with.
-    """
-
-    lr: float = 1e-3
-    least_lr: float = 1e-6
-    half_period: float = 5.0
-    weight_decay: float = 1e-5
-    patience: int | None = 50
-    first_passes: int = 4
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise AdaptSegError(f"model.training.dropout is {self.dropout}; a probability in [0, 1) is expected")
-        if not 0 < self.least_lr <= self.lr or self.half_period <= 0:
-            raise AdaptSegError(
-                f"model.training has lr {self.lr}, least_lr {self.least_lr} and half_period {self.half_period}; "
-                "0 < least_lr <= lr and a positive half_period are expected"
-            )
-
-    def rate(self, passes: int) -> float:
-        """Learning rate during pass number `passes` (from 0) of a round."""
-        return self.least_lr + (self.lr - self.least_lr) * (1 + math.cos(math.pi * passes / self.half_period)) / 2
 
 
 class PixelClassifier(Method):
@@ -88,7 +50,7 @@ class PixelClassifier(Method):
         network: a PixelSegmenter.
         class_table: filled in from the data.
         training: of the head.
-        inference: how whole scenes are predicted.
+        inference: how scenes are predicted: whole, as their features are read; windows and mirror images are refused.
         init_from: checkpoint or run directory to start the weights of the first round from.
         seed: filled in from `seed_everything`.
         class_weights: of both cross-entropies; null = 1 each.
@@ -134,11 +96,16 @@ class PixelClassifier(Method):
             raise AdaptSegError(
                 f"model.network makes a {type(self.student).__name__}; PixelClassifier needs a PixelSegmenter"
             )
+        if inference.window is not None or inference.flip:
+            raise AdaptSegError(
+                "model.inference: a PixelClassifier reads scenes whole, as it does for the features that it learns "
+                "from; set window: null and flip: false"
+            )
         if norm_pixels < 0 or source_pixels < 0:
             raise AdaptSegError(
                 f"model.norm_pixels is {norm_pixels} and source_pixels {source_pixels}; 0 or more are expected"
             )
-        self.training_of_head, self.norm_statistics = training, norm_statistics
+        self.training_of_head, self.norm_statistics, self.init_from = training, norm_statistics, init_from
         self.norm_pixels, self.source_pixels, self.source_weight = norm_pixels, source_pixels, source_weight
         self.cache = None if cache is None else Path(cache)
         self.finished = nn.ModuleList()
@@ -178,9 +145,9 @@ class PixelClassifier(Method):
 
     def _require_whole_scenes(self, data: DomainPair) -> None:
         given = {"flip": data.target_view.flip, "crop": data.target_view.crop is not None}
-        given["pool_size"] = data.target is not None and data.pool_grid(data.pool.keys[0]) != (
-            data.target_view.size or data.pool.size(data.pool.keys[0])
-        )
+        if data.target is not None:
+            seen = data.target_view.size
+            given["pool_size"] = any(data.pool_grid(key) != (seen or data.pool.size(key)) for key in data.pool.keys)
         for name, wrong in given.items():
             if wrong:
                 raise AdaptSegError(
@@ -310,9 +277,9 @@ class PixelClassifier(Method):
             raise AdaptSegError(
                 "trainer.accumulate_grad_batches: PixelClassifier takes 1; raise data.batch_size instead"
             )
-        optimizer_closure()
+        loss = optimizer_closure()
         if not self.rests:
-            optimizer.step()
+            optimizer.step(lambda: loss)  # without a loss, float16's scaler would take the step for skipped
         optimizer.zero_grad()
 
     # ---- rounds
@@ -321,7 +288,8 @@ class PixelClassifier(Method):
         """Start anew on the labels of rounds 1..`round`; the head that learned from those before stays, frozen."""
         if round > 1:
             self.finished.append(copy.deepcopy(self.network.head).requires_grad_(False))
-        self.network.head.restart(torch.Generator().manual_seed(hash((self.seed, round)) % 2**63))
+        if round > 1 or self.init_from is None:
+            self.network.head.restart(torch.Generator().manual_seed(hash((self.seed, round)) % 2**63))
         self._begin_books(self.global_step)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
