@@ -37,7 +37,8 @@ class PointPainter(LightningModule):
         self.head = torch.nn.Parameter(4 * torch.randn(7, 4, generator=torch.Generator().manual_seed(3)))
         network = ConvFeatures(constant=constant)
         self.bank = FeatureBank(lambda: network, scenes, None, IMAGENET_MEAN, IMAGENET_STD, folder)
-        self.source = torch.randn(9, 7, generator=torch.Generator().manual_seed(4))
+        key = min(scenes.keys)
+        self.source = self.bank.at(key, fixed_sample(0, "source", key, self.bank.size(key), 9))
 
     @property
     def pool_features(self) -> FeatureBank:
