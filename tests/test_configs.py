@@ -151,7 +151,8 @@ def _shrunk(recipe: Path) -> list[str]:
     data = load_recipe(recipe)["data"]["init_args"]
     flags = tiny_flags()
     if has_denoiser(recipe):
-        flags = ["--model.network.features", "small_features.ConvFeatures", *flags[2:], "--data.flip", "false"]
+        flags = ["--model.network.features", "small_features.ConvFeatures", *flags[2:]]
+        flags += ["--active.budget", "10", "--active.candidates", "40", "--active.local_picks", "6"]
     if not is_segmentation(recipe):
         flags = ["--model.channels", "[8, 8]", "--model.attention", "[]", "--model.head_dim", "8", *flags[2:]]
         flags += ["--data.source_size", "[16, 32]", "--data.target_size", "[16, 32]"]

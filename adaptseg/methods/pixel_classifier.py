@@ -14,9 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.console import say
@@ -251,23 +249,21 @@ class PixelClassifier(Method):
 
     def _watch_patience(self, loss: Tensor) -> None:
         settings = self.training_of_head
-        if settings.patience is None or self._passes(self.global_step) < settings.first_passes:
+        if settings.patience is None or self._passes() < settings.first_passes:
             return
         value = float(mean_over_ranks(loss.detach()))
         self.waited = 0 if value < self.least_loss else self.waited + 1
         self.least_loss = min(self.least_loss, value)
         self.stopped = self.waited > settings.patience
 
-    def _passes(self, step: int) -> int:
-        """Whole passes over the pool in this round before optimiser step `step`."""
+    def _passes(self) -> int:
+        """Whole passes over the pool in this round before this step."""
         data = pair_of(self.trainer)
-        return (step - self.began) // max(1, math.ceil(len(data.pool.keys) / data.batch_size))
+        return (self.global_step - self.began) // max(1, math.ceil(len(data.pool.keys) / data.batch_size))
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.training_of_head
-        optimizer = torch.optim.Adam(self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        schedule = LambdaLR(optimizer, lambda step: settings.rate(self._passes(step)) / settings.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return torch.optim.Adam(self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -279,6 +275,9 @@ class PixelClassifier(Method):
             )
         loss = optimizer_closure()
         if not self.rests:
+            # By hand: one of torch's schedules would look a step ahead, past the end of a round.
+            for group in optimizer.param_groups:
+                group["lr"] = self.training_of_head.rate(self._passes())
             optimizer.step(lambda: loss)  # without a loss, float16's scaler would take the step for skipped
         optimizer.zero_grad()
 
@@ -294,8 +293,6 @@ class PixelClassifier(Method):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         optimizer.state.clear()
-        for group in optimizer.param_groups:  # the schedule looked ahead before it knew of the new round
-            group["lr"] = self.training_of_head.rate(0)
 
     def _begin_books(self, step: int) -> None:
         self.began, self.least_loss, self.waited, self.stopped, self.rests = step, math.inf, 0, False, False

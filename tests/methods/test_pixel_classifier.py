@@ -28,6 +28,11 @@ SIZE = (12, 16)
 POOL = dict.fromkeys("abcd", SIZE)
 
 
+@pytest.fixture(autouse=True)
+def _as_on_the_command_line() -> None:
+    lightning_cli._quiet("fit")
+
+
 class Watch(Callback):
     """The head's weights and the books after each step."""
 
@@ -38,7 +43,6 @@ class Watch(Callback):
         self.moments: list[int] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         state = trainer.optimizers[0].state
         self.moments.append(max((int(s["step"]) for s in state.values()), default=0))
 
@@ -46,6 +50,7 @@ class Watch(Callback):
         assert isinstance(pl_module, PixelClassifier)
         self.heads.append({name: value.clone() for name, value in pl_module.network.head.state_dict().items()})
         self.rested.append(pl_module.rests)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def acquisition(**changed: Any) -> TwoStageEDALD:
@@ -78,6 +83,7 @@ def fit(
             "max_steps": steps,
             "accelerator": "cpu",
             "logger": False,
+            "check_val_every_n_epoch": 1000,
             "enable_progress_bar": False,
             "enable_checkpointing": False,
             "default_root_dir": folder,
@@ -182,7 +188,8 @@ def test_a_start_depends_on_seed_and_round_alone(tmp_path: Path):
         method = classifier(seed=seed)
         trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=1)
         trainer.strategy.connect(method)
-        trainer.strategy._optimizers = [torch.optim.Adam(method.network.head.parameters())]
+        method.trainer = trainer
+        trainer.strategy.optimizers = [torch.optim.Adam(method.network.head.parameters())]
         torch.manual_seed(seed + 17 * round)
         method.on_labels_bought(round)
         return method.network.head.linears[0].weight.detach().clone()  # type: ignore[return-value]
@@ -194,7 +201,8 @@ def test_a_start_depends_on_seed_and_round_alone(tmp_path: Path):
 
 def test_patience_rests_the_head_until_the_next_round(tmp_path: Path):
     training = HeadTraining(lr=1e-12, least_lr=1e-12, patience=2, first_passes=1)  # the loss does not fall
-    method, watch, _ = fit(tmp_path, classifier(training=training, norm_statistics="frozen"), steps=20, data=pair())
+    active = acquisition(budget=80, stages=["score"], score="random", first_round="random")  # labels in every image
+    method, watch, _ = fit(tmp_path, classifier(training=training, norm_statistics="frozen"), active=active, steps=20)
     for part in (slice(0, 10), slice(10, 20)):
         rested = watch.rested[part]
         assert rested == sorted(rested)
