@@ -135,11 +135,11 @@ class PixelClassifier(Method):
         ):
             if scenes is not None:
                 standing = self._norm_points if domain == "target" else None
-                self.banks[domain] = FeatureBank(
+                bank = FeatureBank(
                     lambda: self.network.features, scenes, view.size, view.mean, view.std, self.cache, standing
                 )
-        size = next(iter(self.banks.values())).size((data.target or data.source).keys[0])  # pyright: ignore
-        self.network.features.check(size)
+                self.network.features.check(bank.size(scenes.keys[0]))
+                self.banks[domain] = bank
 
     def _require_whole_scenes(self, data: DomainPair) -> None:
         given = {"flip": data.target_view.flip, "crop": data.target_view.crop is not None}

@@ -25,7 +25,7 @@ from adaptseg.networks import Inference
 from adaptseg.networks.feature_bank import fixed_sample
 
 SIZE = (12, 16)
-POOL = dict.fromkeys("abcd", SIZE)
+POOL, SOURCE = dict.fromkeys("abcd", SIZE), dict.fromkeys("wxyz", (16, 20))
 
 
 @pytest.fixture(autouse=True)
@@ -139,10 +139,10 @@ def test_a_round_is_plain_training_on_the_bought_pixels(tmp_path: Path, norm: An
 
 
 def test_source_pixels_are_learned_from_too(tmp_path: Path):
-    data = pair(source=Pool(POOL))
+    data = pair(source=Pool(SOURCE))
     method, watch, _ = fit(tmp_path, classifier(source_pixels=7, source_weight=0.0), data)
-    _, alone, _ = fit(tmp_path / "alone", classifier(source_pixels=0), pair(source=Pool(POOL)))
-    _, both, _ = fit(tmp_path / "both", classifier(source_pixels=7), pair(source=Pool(POOL)))
+    _, alone, _ = fit(tmp_path / "alone", classifier(source_pixels=0), pair(source=Pool(SOURCE)))
+    _, both, _ = fit(tmp_path / "both", classifier(source_pixels=7), pair(source=Pool(SOURCE)))
     # The running statistics differ, the weights do not: no weight, no gradient.
     for name in ("linears.0.weight", "linears.2.bias"):
         torch.testing.assert_close(watch.heads[1][name], alone.heads[1][name], rtol=1e-3, atol=1e-5)
@@ -151,7 +151,7 @@ def test_source_pixels_are_learned_from_too(tmp_path: Path):
 
 
 def test_source_features_need_a_source(tmp_path: Path):
-    for data, method in ((pair(), classifier()), (pair(source=Pool(POOL)), classifier(source_pixels=0))):
+    for data, method in ((pair(), classifier()), (pair(source=Pool(SOURCE)), classifier(source_pixels=0))):
         with pytest.raises(AdaptSegError, match=r"data.source is null or model.source_pixels is 0"):
             fit(tmp_path, method, data, acquisition(condition_on_source=True))
 
