@@ -39,6 +39,12 @@ def is_segmentation(recipe: Path) -> bool:
     return load_recipe(recipe)["model"]["class_path"] != "Denoising"
 
 
+def has_denoiser(recipe: Path) -> bool:
+    """Whether the recipe reads the features of a denoiser that somebody must have trained."""
+    network = load_recipe(recipe)["model"]["init_args"].get("network", {})
+    return "unet" in network.get("init_args", {}).get("features", {}).get("init_args", {})
+
+
 def parse(*paths: Path) -> Any:
     merged = fill_root(merge_recipes([(path.name, load_recipe(path)) for path in paths]), "/data")
     cli = ParseOnly(argparse.Namespace(), paths, ["fit", "--config", yaml.safe_dump(merged)])
@@ -118,6 +124,8 @@ def test_every_stage_of_a_staged_recipe_parses(recipe: Path, tmp_path: Path):
 def test_budget_in_the_name_is_the_budget_inside(recipe: Path):
     named = re.search(r"(\d+)pct", recipe.stem)
     active = load_recipe(recipe).get("active")
+    if active and active["class_path"] == "TwoStageEDALD":
+        return  # counts its budget in pixels an image
     assert (active is None) == (named is None)
     if named and active:
         assert active["init_args"]["budget"] == int(named[1]) / 100
@@ -147,6 +155,9 @@ def _shrunk(recipe: Path) -> list[str]:
     """The flags that shrink a recipe, less those of domains that it does not have."""
     data = load_recipe(recipe)["data"]["init_args"]
     flags = tiny_flags()
+    if has_denoiser(recipe):
+        flags = ["--model.network.features", "small_features.ConvFeatures", *flags[2:]]
+        flags += ["--active.budget", "10", "--active.candidates", "40", "--active.local_picks", "6"]
     if not is_segmentation(recipe):
         flags = ["--model.channels", "[8, 8]", "--model.attention", "[]", "--model.head_dim", "8", *flags[2:]]
         flags += ["--data.source_size", "[16, 32]", "--data.target_size", "[16, 32]"]

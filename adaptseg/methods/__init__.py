@@ -16,11 +16,11 @@ from adaptseg.methods.discriminators import DiscriminatorTraining as Discriminat
 from adaptseg.methods.ensemble_student import EnsembleStudent as EnsembleStudent
 from adaptseg.methods.entropy_minimization import EntropyMinimization as EntropyMinimization
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
+from adaptseg.methods.head_training import HeadTraining as HeadTraining
 from adaptseg.methods.lessons import Masking as Masking
 from adaptseg.methods.lessons import TaughtMasking as TaughtMasking
 from adaptseg.methods.optimization import Optimization as Optimization
 from adaptseg.methods.output_adaptation import Auxiliary as Auxiliary
-from adaptseg.methods.pixel_classifier import HeadTraining as HeadTraining
 from adaptseg.methods.pixel_classifier import PixelClassifier as PixelClassifier
 from adaptseg.methods.self_training import SelfTraining as SelfTraining
 from adaptseg.methods.supervised import Supervised as Supervised
