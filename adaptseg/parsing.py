@@ -15,14 +15,16 @@ from adaptseg.errors import AdaptSegError
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
 
 
-class _OwnOptions(argparse.ArgumentParser):
+class OwnOptions(argparse.ArgumentParser):
+    """An argparse parser that says in one line what is wrong."""
+
     def error(self, message: str) -> NoReturn:
         raise AdaptSegError(message)
 
 
 def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the options that say where a run lives from those that make the config."""
-    parser = _OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
+    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--name")
     parser.add_argument("--root")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -33,6 +33,28 @@ class StepResult(NamedTuple):
     logs: dict[str, Tensor]
 
 
+def made(network: Callable[[int], nn.Module], class_table: ClassTable, maker: str) -> Segmenter:
+    """What a factory makes for these classes; AdaptSegError, naming the key `maker`, unless it is a Segmenter."""
+    segmenter = network(class_table.num_classes)
+    if not isinstance(segmenter, Segmenter):
+        raise AdaptSegError(f"{maker} makes a {type(segmenter).__name__}; a Segmenter is expected")
+    return segmenter
+
+
+def start_from(network: Segmenter, checkpoint: str, class_table: ClassTable, *, keys: tuple[str, str]) -> None:
+    """Give `network` the weights of the student of a checkpoint or run directory.
+
+    Args:
+        keys: what errors call the factory of the network and the checkpoint.
+    """
+    weights = networks.load(checkpoint, "student", class_table=class_table).state_dict()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdaptSegError(f"{keys[1]} {checkpoint} holds another network than {keys[0]} makes: {reason}") from error
+
+
 class Method(LightningModule):
     """Base of every method. A subclass writes `step(batch)` and, if it has more networks, `saved_networks`.
 
@@ -52,6 +74,9 @@ class Method(LightningModule):
         acceleration: compilation and memory format of the networks.
     """
 
+    first_network: ClassVar = ("model.network", "model.init_from")
+    """What errors call the factory of the network that is made here, and the checkpoint it may start from."""
+
     def __init__(
         self,
         *,
@@ -65,30 +90,18 @@ class Method(LightningModule):
         acceleration: Acceleration,
     ) -> None:
         super().__init__()
-        student = network(class_table.num_classes)
-        if not isinstance(student, Segmenter):
-            raise AdaptSegError(f"model.network makes a {type(student).__name__}; a Segmenter is expected")
-        self.student = student
-        acceleration.arrange(student)
+        maker, origin = self.first_network
+        self.student = made(network, class_table, maker)
+        acceleration.arrange(self.student)
         self.class_table, self.optimization, self.inference = class_table, optimization, inference
         self.class_weights, self.acceleration = class_weights, acceleration
         self.seed = seed
         if init_from is not None:
-            self._start_from(init_from)
+            start_from(self.student, init_from, class_table, keys=(maker, origin))
         self.metrics = SegmentationMetrics(class_table)
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.window_keys: list[tuple[int, list[str]]] = []
         self._descended: list[Tensor] = []
-
-    def _start_from(self, init_from: str) -> None:
-        weights = networks.load(init_from, "student", class_table=self.class_table).state_dict()
-        try:
-            self.student.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise AdaptSegError(
-                f"model.init_from {init_from} holds another network than model.network makes: {reason}"
-            ) from error
 
     # ---- to be written by a method
 

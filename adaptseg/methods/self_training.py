@@ -10,65 +10,35 @@ the student's statistics (`teacher_norm: batch` for the released way).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from adaptseg.augment.classmix import choose_half, class_mask, classes_present, paste
-from adaptseg.augment.color import DRAWS, Blur, ColorJitter, strong_augmentation
-from adaptseg.augment.masking import block_mask, grid_size
+from adaptseg.augment.color import Blur, ColorJitter
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled, Target
-from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
-from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
-from adaptseg.losses.pixel import negative_log_likelihood
-from adaptseg.losses.pseudo_labels import Scope, confidence_weights, pseudo_labels, with_bought
-from adaptseg.losses.reduce import any_over_ranks, global_mean, mean_over_ranks
+from adaptseg.losses.pseudo_labels import Scope
+from adaptseg.losses.reduce import global_mean
 from adaptseg.losses.ripu import boundary_consistency, negative_learning
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.frozen_features import FeatureDistance, FrozenFeatures
+from adaptseg.methods.lessons import (
+    Exercise,
+    Lesson,
+    Lessons,
+    Masking,
+    both_domains,
+    log_probabilities,
+    source_lesson,
+    taught_cross_entropy,
+)
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import Inference, Output, Segmenter, resize_logits
+from adaptseg.networks import Inference, Segmenter, resize_logits
 from adaptseg.networks.teacher import EMATeacher, TeacherNorm
-
-
-@dataclass(frozen=True)
-class Masking:
-    """Masked-image consistency (MIC): the student labels target images of which it sees only some blocks.
-
-    Attributes:
-        block: side of a block in pixels (64 at Cityscapes' full size, 32 at half of it).
-        ratio: share of blocks that are hidden (0.7).
-        weight: of the loss (1).
-        augment: jitter and blur the masked image too (off for Cityscapes to ACDC and Dark Zurich).
-    """
-
-    block: int = 64
-    ratio: float = 0.7
-    weight: float = 1.0
-    augment: bool = True
-
-    def __post_init__(self) -> None:
-        if self.block < 1:
-            raise AdaptSegError(f"model.masking.block is {self.block}; 1 or more pixels are expected")
-        if not 0 < self.ratio < 1:
-            raise AdaptSegError(f"model.masking.ratio is {self.ratio}; a share inside (0, 1) is expected")
-        if self.weight <= 0:
-            raise AdaptSegError(
-                f"model.masking.weight is {self.weight}; a positive number is expected, or model.masking: null"
-            )
-
-
-class Lesson(NamedTuple):
-    """What the student shall say of some images: train ids (B, H, W) int64, and what each pixel counts (B, H, W)."""
-
-    labels: Tensor
-    weights: Tensor
 
 
 class SelfTraining(Method):
@@ -144,21 +114,22 @@ class SelfTraining(Method):
             class_weights=class_weights,
             acceleration=acceleration,
         )
-        if not 0 < confidence_threshold < 1:
-            raise AdaptSegError(
-                f"model.confidence_threshold is {confidence_threshold}; a probability inside (0, 1) is expected"
-            )
+        self.lessons = Lessons(
+            class_table, seed, confidence_threshold, confidence_scope, mix_scope, jitter=jitter, blur=blur
+        )
         if not 0 <= burn_in < 1:
             raise AdaptSegError(f"model.burn_in is {burn_in}; a share of max_steps inside [0, 1) is expected")
         self.burn_in, self.burn_in_steps = burn_in, 0
-        self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
-        self.confidence_threshold = confidence_threshold
-        self.confidence_scope: Scope = confidence_scope
-        self.mix_scope: Scope = mix_scope
-        self.jitter, self.blur, self.masking = jitter, blur, masking
+        self.teacher = EMATeacher(self.leader, alpha=alpha, norm=teacher_norm)
+        self.masking = masking
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold, self.evaluate = negative_threshold, evaluate
         self.frozen = None if feature_distance is None else FrozenFeatures(feature_distance, network, class_table)
+
+    @property
+    def leader(self) -> Segmenter:
+        """The student that the teacher follows."""
+        return self.student
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
@@ -179,30 +150,25 @@ class SelfTraining(Method):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.teacher.update(self.student)
+        self.teacher.update(self.leader)
 
     # ---- one step
 
     def step(self, batch: Batch) -> StepResult:
-        source, target = _both_domains(batch)
+        source, target = both_domains(batch)
         loss, logs = self._source_loss(source)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
-        lesson, logs["confidence"] = self._taught(target)
-        loss, mixed_logs = self._mixed_loss(source, target, lesson, batch.samples)
-        logs |= mixed_logs
-        if self.masking is not None:
-            self.descend(loss)
-            masked = self._masked_loss(target, lesson, batch.samples)
-            logs["masked"] = masked.detach()
-            loss = self.masking.weight * masked
-        return StepResult(loss, logs)
+        lesson, logs["confidence"] = self.lessons.taught(target, self._teacher_logits(target))
+        mixed = self.lessons.mixed(source, target, lesson, batch.samples)
+        loss, target_logs = self._target_loss(mixed, target, lesson, batch.samples)
+        return StepResult(loss, {**logs, **target_logs})
 
     def _source_loss(self, source: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.student(source.image)
-        log_p = _log_probabilities(output, source.image)
-        loss = self._cross_entropy("source", log_p, Lesson(source.labels, torch.ones_like(log_p[:, 0])))
+        output = self.leader(source.image)
+        log_p = log_probabilities(output, source.image)
+        loss = self._cross_entropy("source", log_p, source_lesson(source))
         logs = {"source": loss.detach()}
         if self.consistency_weight:
             consistency = global_mean(*boundary_consistency(log_p, source.labels))
@@ -215,24 +181,27 @@ class SelfTraining(Method):
         return loss, logs
 
     @torch.no_grad()
-    def _taught(self, target: Target) -> tuple[Lesson, Tensor]:
-        """The teacher's labels of the plain target images with what was bought, and the mean confidence weight."""
+    def _teacher_logits(self, target: Target) -> Tensor:
+        """(B, C, H, W) float32 at the size of the plain target images."""
         height, width = target.image.shape[-2:]
-        logits = resize_logits(self.teacher.logits(target.image), (height, width))
-        labels, confident = pseudo_labels(logits, self.confidence_threshold)
-        share = mean_over_ranks(confident.float().mean())
-        weights = confidence_weights(confident, target.trusted, scope=self.confidence_scope, share=share)
-        return Lesson(*with_bought(labels, weights, target.bought)), share
+        return resize_logits(self.teacher.logits(target.image), (height, width))
 
-    def _mixed_loss(
-        self, source: Labelled, target: Target, lesson: Lesson, samples: Sequence[int]
+    def _target_loss(
+        self, mixed: Exercise, target: Target, lesson: Lesson, samples: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pasted = self._pasted(source.labels, samples)
-        image = self._augmented(paste(pasted, source.image, target.image), "mixed", samples)
-        labels = paste(pasted, source.labels, lesson.labels)
-        weights = paste(pasted, torch.ones_like(lesson.weights), lesson.weights)
-        log_p = _log_probabilities(self.student(image), image)
-        loss = self._cross_entropy("mixed", log_p, Lesson(labels, weights))
+        """The leader's losses on mixed and masked images; all but the last are descended."""
+        loss, logs = self._mixed_loss(mixed)
+        if self.masking is not None:
+            self.descend(loss)
+            image = self.lessons.masked(target, self.masking, samples)
+            masked = self._cross_entropy("masked", log_probabilities(self.leader(image), image), lesson)
+            logs["masked"] = masked.detach()
+            loss = self.masking.weight * masked
+        return loss, logs
+
+    def _mixed_loss(self, mixed: Exercise) -> tuple[Tensor, dict[str, Tensor]]:
+        log_p = log_probabilities(self.leader(mixed.image), mixed.image)
+        loss = self._cross_entropy("mixed", log_p, mixed.lesson)
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
             negative = global_mean(*negative_learning(log_p, self.negative_threshold))
@@ -240,49 +209,5 @@ class SelfTraining(Method):
             logs["negative"] = negative.detach()
         return loss, logs
 
-    def _masked_loss(self, target: Target, lesson: Lesson, samples: Sequence[int]) -> Tensor:
-        assert self.masking is not None
-        image = self._augmented(target.image, "masked", samples) if self.masking.augment else target.image
-        size = (image.shape[-2], image.shape[-1])
-        draws = uniform_draws(self.seed, "mask", samples, grid_size(size, self.masking.block))
-        kept = block_mask(draws.to(image.device, non_blocking=True), size, self.masking.ratio)
-        return self._cross_entropy("masked", _log_probabilities(self.student(image * kept[:, None]), image), lesson)
-
-    def _pasted(self, labels: Tensor, samples: Sequence[int]) -> Tensor:
-        """(B, H, W) bool: where ClassMix puts the source over the target."""
-        present = classes_present(labels, self.class_table.num_classes)
-        if self.mix_scope == "batch":
-            present = any_over_ranks(present.any(0, keepdim=True))
-        priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
-        return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
-
-    def _augmented(self, images: Tensor, stream: str, samples: Sequence[int]) -> Tensor:
-        draws = uniform_draws(self.seed, f"augment/{stream}", samples, (DRAWS,))
-        return strong_augmentation(
-            images, draws, jitter=self.jitter, blur=self.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        )
-
     def _cross_entropy(self, name: str, log_p: Tensor, lesson: Lesson) -> Tensor:
-        """Mean over all pixels; every process holds equally many."""
-        weights = self.weights_of(name, log_p, lesson.labels)
-        total, _ = negative_log_likelihood(log_p, lesson.labels, class_weights=weights, pixel_weights=lesson.weights)
-        return total / lesson.labels.numel()
-
-
-def _log_probabilities(output: Output, images: Tensor) -> Tensor:
-    """(B, C, H, W) float32 log-softmax at the size of the images."""
-    height, width = images.shape[-2:]
-    return resize_logits(output.logits.float(), (height, width)).log_softmax(1)
-
-
-def _both_domains(batch: Batch) -> tuple[Labelled, Target]:
-    if batch.source is None or batch.target is None:
-        missing = "source" if batch.source is None else "target"
-        raise AdaptSegError(f"self-training needs both domains: data.{missing} is missing")
-    if batch.source.image.shape != batch.target.image.shape:
-        sizes = ["x".join(map(str, domain.image.shape[-2:])) for domain in (batch.source, batch.target)]
-        raise AdaptSegError(
-            f"self-training mixes source images of {sizes[0]} pixels into target images of {sizes[1]}: set data.crop, "
-            "or data.source_size and data.target_size, so that they agree"
-        )
-    return batch.source, batch.target
+        return taught_cross_entropy(log_p, lesson, self.weights_of(name, log_p, lesson.labels))

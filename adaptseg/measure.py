@@ -1,0 +1,201 @@
+"""`adaptseg measure`: how differently a large and a small network label the target's training images, between the two
+stages of DUDA. Streams: one image and one (C, C) table in memory, however many images there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import track
+from torch import Tensor
+
+from adaptseg import networks, storage
+from adaptseg.console import say
+from adaptseg.data import DomainPair
+from adaptseg.data.transforms import trusted_map
+from adaptseg.errors import AdaptSegError
+from adaptseg.losses.inconsistency import (
+    class_inconsistency,
+    divergence_by_class,
+    inconsistency_weights,
+    present_classes,
+)
+from adaptseg.networks import Inference, Segmenter
+from adaptseg.parsing import OwnOptions, Parser
+from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
+from adaptseg.tensors import likeliest
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `adaptseg measure` found.
+
+    Attributes:
+        classes: names in train-id order.
+        images: how many were read.
+        confusion: (C, C) int64 pixel counts, rows = large network, columns = small one; untrusted pixels left out.
+        divergence: (C,) float64 mean KL(large || small) by the large network's class, NaN where it never gives it; None
+            where it was not asked for.
+        large, small: which networks these were; for the reader.
+    """
+
+    classes: list[str]
+    images: int
+    confusion: Tensor
+    divergence: Tensor | None
+    large: str
+    small: str
+
+    def write(self, path: str | Path) -> None:
+        """As one JSON, by rename. `inconsistency` and `weights` are for the reader, by the defaults of
+        `adaptseg.losses.inconsistency`; only the counts and the divergence are read back.
+        """
+        kinds = {kind: class_inconsistency(self.confusion, kind=kind) for kind in ("iou", "recall")}
+        if self.divergence is not None:
+            kinds["kl"] = self.divergence
+        present = present_classes(self.confusion)
+        weights = {kind: inconsistency_weights(values, present=present) for kind, values in kinds.items()}
+        document = asdict(self) | {
+            "confusion": self.confusion.tolist(),
+            "divergence": None if self.divergence is None else _or_null(self.divergence),
+            "inconsistency": {kind: _or_null(values) for kind, values in kinds.items()},
+            "weights": {kind: _or_null(values) for kind, values in weights.items()},
+        }
+        storage.atomic_json(path, document)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Measurement:
+        """AdaptSegError if the file is missing or holds something else."""
+        document = storage.read_json(path)
+        try:
+            classes = [str(name) for name in document["classes"]]
+            confusion = torch.tensor(document["confusion"], dtype=torch.int64)
+            divergence = document["divergence"]
+            if divergence is not None:
+                values = [math.nan if value is None else value for value in divergence]
+                divergence = torch.tensor(values, dtype=torch.float64)
+            if confusion.shape != (len(classes), len(classes)) or int(confusion.min()) < 0:
+                raise ValueError("its counts do not fit its classes")
+            return cls(classes, int(document["images"]), confusion, divergence, document["large"], document["small"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise AdaptSegError(f"{path} was not written by `adaptseg measure`: {error}") from error
+
+
+def _or_null(values: Tensor) -> list[float | None]:
+    """JSON knows no NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+class Counts:
+    """Running counts of two networks' labels on the CPU's or the GPU's side; nothing waits for the device.
+
+    Args:
+        num_classes: C.
+        divergence: also sum KL(large || small), which takes a softmax more of each.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, *, divergence: bool) -> None:
+        self.confusion = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
+        self.total = torch.zeros(num_classes, dtype=torch.float64, device=device) if divergence else None
+        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.num_classes = num_classes
+
+    def add(self, large: Tensor, small: Tensor, trusted: Tensor) -> None:
+        """Add one batch: probabilities (B, C, H, W) twice, and trusted (B, H, W) bool."""
+        cells = likeliest(large, 1) * self.num_classes + likeliest(small, 1)
+        cells = torch.where(trusted, cells, self.num_classes**2).flatten()  # one more cell for untrusted pixels
+        self.confusion += torch.bincount(cells, minlength=len(self.confusion))
+        if self.total is not None:
+            tiny = torch.finfo(large.dtype).tiny  # log-probabilities are logits; they must be finite
+            total, pixels = divergence_by_class(large.clamp(min=tiny).log(), small.clamp(min=tiny).log(), trusted)
+            self.total += total
+            self.pixels += pixels
+
+    def result(self) -> tuple[Tensor, Tensor | None]:
+        """The confusion (C, C) and the mean divergence (C,) or None, on the CPU."""
+        confusion = self.confusion[:-1].view(self.num_classes, self.num_classes).cpu()
+        return confusion, None if self.total is None else (self.total / self.pixels).cpu()
+
+
+@torch.no_grad()
+def measure(
+    large: Segmenter,
+    small: Segmenter,
+    data: DomainPair,
+    *,
+    inference: Inference = Inference(),
+    divergence: bool = False,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> tuple[int, Tensor, Tensor | None]:
+    """Compare two networks in eval mode on the target training images, at the size the networks read them.
+
+    Returns:
+        images read, confusion (C, C), mean divergence (C,) or None; see `Measurement`.
+    """
+    device = torch.device(device)
+    large, small = large.to(device).eval(), small.to(device).eval()
+    counts = Counts(data.class_table.num_classes, device, divergence=divergence)
+    loader = data.pool_loader(0, 1)
+    images = 0
+    for batch in track(loader, "comparing", total=len(data.pool.keys), transient=True, disable=not progress):
+        image = batch.image.to(device, non_blocking=True)
+        size = (image.shape[-2], image.shape[-1])
+        said = [networks.predict_probabilities(n, image, size=size, inference=inference) for n in (large, small)]
+        trusted = trusted_map(size, data.untrusted_margins).to(device).expand(len(image), *size)
+        counts.add(said[0], said[1], trusted)
+        images += len(image)
+    return (images, *counts.result())
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The verb; AdaptSegError for everything the user can mend."""
+    options, rest = _options(arguments)
+    configs, rest = take_configs(rest)
+    merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
+    data, inference = _built(merged, rest)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    table = data.class_table
+    large_from = options.large or options.checkpoint
+    large = networks.load(large_from, options.large_network, class_table=table)
+    small = networks.load(options.checkpoint, "student", class_table=table)
+    images, confusion, divergence = measure(
+        large, small, data, inference=inference, divergence=options.divergence, device=device, progress=True
+    )
+    names = f"{large_from} ({options.large_network})", f"{options.checkpoint} (student)"
+    Measurement(list(table.names), images, confusion, divergence, *names).write(options.output)
+    agreed = float(confusion.diagonal().sum() / confusion.sum().clamp(min=1))
+    say(f"{images} images, {100 * agreed:.1f} % of pixels labelled alike: {options.output}")
+
+
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = OwnOptions(prog="adaptseg measure", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--large")
+    parser.add_argument("--large-network", default="teacher")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--divergence", action="store_true")
+    parser.add_argument("--device")
+    parser.add_argument("--root")
+    return parser.parse_known_args(arguments)
+
+
+def _built(merged: dict[str, Any], arguments: list[str]) -> tuple[DomainPair, Inference]:
+    """The data of a recipe, and the model's way of reading scenes; other keys do not matter here."""
+    if "data" not in merged:
+        raise AdaptSegError("no `data:` block is given: name the recipe of stage 1 with --config")
+    parser = Parser(allow_abbrev=False)
+    parser.add_subclass_arguments(DomainPair, "data")
+    parser.add_argument("--inference", type=Inference, default=Inference())
+    inference = merged.get("model", {}).get("init_args", {}).get("inference")
+    given = ["--data", yaml.safe_dump(merged["data"])]
+    given += ["--inference", yaml.safe_dump(inference)] if inference else []
+    built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
+    return built.data, built.inference
