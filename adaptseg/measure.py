@@ -198,4 +198,4 @@ def _built(merged: dict[str, Any], arguments: list[str]) -> tuple[DomainPair, In
     given = ["--data", yaml.safe_dump(merged["data"])]
     given += ["--inference", yaml.safe_dump(inference)] if inference else []
     built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
-    return built.data, built.inference
+    return built["data"], built["inference"]

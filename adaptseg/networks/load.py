@@ -54,8 +54,7 @@ def load(
         AdaptSegError: no such file, not a checkpoint of adaptseg, no such network in it, weights that do not fit
             strictly, or another class table than the caller's.
     """
-    path = Path(checkpoint_or_run_dir)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    path = _checkpoint(checkpoint_or_run_dir)
     checkpoint = _read(path)
     entry = checkpoint[ENTRY]
     if network not in entry["networks"]:
@@ -77,6 +76,11 @@ def load(
     normalization = entry["normalization"]
     segmenter.normalization = Normalization(tuple(normalization["mean"]), tuple(normalization["std"]))
     return segmenter.eval()
+
+
+def names(checkpoint_or_run_dir: str | Path) -> tuple[str, ...]:
+    """The networks that `load` can rebuild from a checkpoint or run directory."""
+    return tuple(_read(_checkpoint(checkpoint_or_run_dir))[ENTRY]["networks"])
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -104,6 +108,11 @@ def _build_nested(value: Any) -> Any:
     if isinstance(value, Mapping):
         return build(value) if "class_path" in value else {k: _build_nested(v) for k, v in value.items()}
     return [_build_nested(v) for v in value] if isinstance(value, list) else value
+
+
+def _checkpoint(checkpoint_or_run_dir: str | Path) -> Path:
+    path = Path(checkpoint_or_run_dir)
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
 def _read(path: Path) -> dict[str, Any]:
