@@ -1,8 +1,8 @@
 """`adaptseg export`: one network of a run as files that need no training code, each checked against the module.
 
-An exported network maps normalised images (B, 3, H, W) float32 to logits (B, C, H, W) float32 at their size. `config.json`
-says how to normalise and what the classes are. ONNX and torch.export take any batch size and any height and width that
-are multiples of 32; other sizes must be padded.
+An exported network maps normalised images (B, 3, H, W) float32 to logits (B, C, H, W) float32 at their size.
+`config.json` says how to normalise and what the classes are. ONNX and torch.export take any batch size and any height
+and width that are multiples of 32; other sizes must be padded.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def to_program(segmenter: Segmenter, size: tuple[int, int]) -> ExportedProgram:
 def write_pt2(program: ExportedProgram, folder: Path) -> Path:
     """`model.pt2`, for `torch.export.load`."""
     path = folder / "model.pt2"
-    torch.export.save(program, path)
+    try:
+        torch.export.save(program, path)
+    except Exception as error:  # as above
+        raise AdaptSegError(f"pt2 cannot hold the network, choose other --formats: {first_line(error)}") from error
     return path
 
 
@@ -245,8 +248,8 @@ def _tell(report: dict[str, Any], folder: Path) -> None:
     height, width = report["size"]
     for name, cost in rows:
         say(
-            f"{name}: {cost['parameters'] / 1e6:.2f} M parameters, {cost['multiply_adds'] / 1e9:.2f} G multiply-adds and "
-            f"{1e3 * cost['seconds']:.0f} ms for {height}x{width} on this machine's CPU"
+            f"{name}: {cost['parameters'] / 1e6:.2f} M parameters; for {height}x{width} "
+            f"{cost['multiply_adds'] / 1e9:.2f} G multiply-adds and {1e3 * cost['seconds']:.0f} ms on this CPU"
         )
 
 

@@ -155,24 +155,48 @@ def measure(
     return (images, *counts.result())
 
 
+def compare(
+    checkpoint: str,
+    data: DomainPair,
+    *,
+    large: str | None = None,
+    large_network: str = "teacher",
+    inference: Inference = Inference(),
+    divergence: bool = False,
+    device: torch.device | str = "cpu",
+) -> Measurement:
+    """`measure` of a run's small student and a large network, the same run's or another's, with a progress bar.
+
+    Raises:
+        AdaptSegError: a checkpoint that is not there, lacks the network, or has other classes than the data.
+    """
+    table = data.class_table
+    teacher = networks.load(large or checkpoint, large_network, class_table=table)
+    student = networks.load(checkpoint, "student", class_table=table)
+    found = measure(teacher, student, data, inference=inference, divergence=divergence, device=device, progress=True)
+    return Measurement(
+        list(table.names), *found, large=f"{large or checkpoint} ({large_network})", small=f"{checkpoint} (student)"
+    )
+
+
 def run(arguments: Sequence[str]) -> None:
     """The verb; AdaptSegError for everything the user can mend."""
     options, rest = _options(arguments)
     configs, rest = take_configs(rest)
     merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
     data, inference = _built(merged, rest)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    table = data.class_table
-    large_from = options.large or options.checkpoint
-    large = networks.load(large_from, options.large_network, class_table=table)
-    small = networks.load(options.checkpoint, "student", class_table=table)
-    images, confusion, divergence = measure(
-        large, small, data, inference=inference, divergence=options.divergence, device=device, progress=True
+    found = compare(
+        options.checkpoint,
+        data,
+        large=options.large,
+        large_network=options.large_network,
+        inference=inference,
+        divergence=options.divergence,
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    names = f"{large_from} ({options.large_network})", f"{options.checkpoint} (student)"
-    Measurement(list(table.names), images, confusion, divergence, *names).write(options.output)
-    agreed = float(confusion.diagonal().sum() / confusion.sum().clamp(min=1))
-    say(f"{images} images, {100 * agreed:.1f} % of pixels labelled alike: {options.output}")
+    found.write(options.output)
+    agreed = float(found.confusion.diagonal().sum() / found.confusion.sum().clamp(min=1))
+    say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {options.output}")
 
 
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

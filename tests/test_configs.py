@@ -16,7 +16,7 @@ from adaptseg.lightning_cli import AdaptSegCLI
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if "stages" not in load_recipe(path))
 BLOCKS = {"active": "active", "data": "data", "class_weights": "model"}
 """Folder of overlays -> the only key they set."""
 OVERLAYS = sorted(path for folder in BLOCKS for path in (CONFIGS / folder).glob("*.yaml"))
