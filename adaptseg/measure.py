@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from rich.progress import track
 from torch import Tensor
 
@@ -221,5 +223,7 @@ def _built(merged: dict[str, Any], arguments: list[str]) -> tuple[DomainPair, In
     inference = merged.get("model", {}).get("init_args", {}).get("inference")
     given = ["--data", yaml.safe_dump(merged["data"])]
     given += ["--inference", yaml.safe_dump(inference)] if inference else []
-    built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)  # as for the trainer's parser
+        built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
     return built["data"], built["inference"]
