@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from adaptseg import __version__
-from adaptseg.errors import AdaptSegError
+from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict", "measure", "export")
+VERBS = ("fit", "validate", "test", "predict", "data", "measure", "export")
 
 JOBS = {"measure": "adaptseg.measure", "export": "adaptseg.export"}
-"""Verbs that train nothing -> the module whose `run` does them."""
+"""Verbs that need torch but no trainer -> the module whose `run` does them."""
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
 
@@ -23,6 +23,13 @@ verbs
   validate   score the last state of a run on the tuning split (data.val)
   test       score it on the split that tables report (data.test)
   predict    write predictions/<key>.png (train ids) for data.predict, data.test or data.val
+  data check read every label file of a recipe's `data:`: counts, sizes, label values, class frequencies, what is broken
+               --workers N   processes; default: one per core
+               --images      decode the images too, not only their headers
+               -o PICTURE    of the class frequencies; default: class_frequencies.png
+  data show  a contact sheet of scenes with their labels over them
+               -n COUNT      scenes, shared out over the splits; default: 12
+               -o PICTURE    default: sheet.png
   measure    compare large and small network of a finished DUDA stage 1 on the target training images
   export     write one network of a run as safetensors, ONNX and torch.export, checked against the module
 
@@ -32,6 +39,8 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
   --root DIR      where the data lies that an overlay of configs/data names
   --fresh         rename an existing run directory and start over            (fit)
   --wandb         also log to Weights & Biases, offline without an API key   (fit)
+  --wandb_project P, --wandb_entity E   where there; or WANDB_PROJECT, WANDB_ENTITY
+  --preempt_signal S   what announces a preemption: save, stop with code 75  (fit; default USR1)
   --certainty     also write <key>.certainty.png, uint8 per cent             (predict)
   --ckpt_path P   another checkpoint than the run's last                     (validate, test, predict)
 
@@ -53,7 +62,8 @@ every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 for an error that the user can mend."""
+    """Entry point; returns the exit code: 0 done, 1 when `data check` found something wrong, 2 for an error that the
+    user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")  # noqa: T201
@@ -64,36 +74,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         return _fail(f"unknown verb '{arguments[0]}'; one of {', '.join(VERBS)} is expected (see adaptseg --help)")
     try:
-        _run(arguments[0], arguments[1:])
+        return _run(arguments[0], arguments[1:])
     except Exception as error:
-        ours = _of_ours(error)
+        ours = of_ours(error)
         if ours is None:
             raise
         # An error raised in a loader process carries that process's traceback; its last line is the message.
         return _fail(str(ours).strip().splitlines()[-1].removeprefix(f"{AdaptSegError.__module__}.AdaptSegError: "))
-    return 0
 
 
-def _run(verb: str, arguments: Sequence[str]) -> None:
+def _run(verb: str, arguments: Sequence[str]) -> int:
     # Imported here: torch and lightning take three seconds that help does not need.
+    if verb == "data":
+        from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
+
+        return look(arguments)
     if verb in JOBS:
         importlib.import_module(JOBS[verb]).run(arguments)
     else:
         from adaptseg.lightning_cli import run
 
         run(verb, arguments)
+    return 0
 
 
 def _fail(message: str) -> int:
     print(f"adaptseg: error: {message}", file=sys.stderr)  # noqa: T201
     return 2
-
-
-def _of_ours(error: BaseException | None) -> AdaptSegError | None:
-    """The outermost error of ours in a chain: while jsonargparse builds an object it wraps errors in its own."""
-    while error is not None and not isinstance(error, AdaptSegError):
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error
 
 
 if __name__ == "__main__":

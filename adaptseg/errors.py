@@ -7,3 +7,10 @@ class AdaptSegError(ValueError):
     The command line prints its message alone, without a traceback, and exits with status 2. Bugs of ours are never
     raised as this class.
     """
+
+
+def of_ours(error: BaseException | None) -> AdaptSegError | None:
+    """The outermost error of ours in a chain: while jsonargparse builds an object it wraps errors in its own."""
+    while error is not None and not isinstance(error, AdaptSegError):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error

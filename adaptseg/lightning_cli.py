@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -28,20 +27,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import adaptseg.data
-import adaptseg.networks  # noqa: F401  (class names without module paths resolve once their module is imported)
-from adaptseg import console, run_directory
+import adaptseg.networks
+from adaptseg import console, run_directory, wandb_run
 from adaptseg.active import Acquisition
 from adaptseg.callbacks.checkpoints import AtomicCheckpointIO, MovableCheckpoint
+from adaptseg.callbacks.label_artifacts import LabelArtifacts
 from adaptseg.callbacks.panels import Panels
 from adaptseg.callbacks.predictions import PredictionWriter
+from adaptseg.callbacks.preemption import REQUEUE_CODE, Preempted, Preemption, is_requeued, parse_signal, with_slurm
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
-from adaptseg.errors import AdaptSegError
+from adaptseg.errors import AdaptSegError, of_ours
 from adaptseg.loggers import CsvLogger
-from adaptseg.methods import Method
-from adaptseg.parsing import START, Parser, own_options
+from adaptseg.methods import Method, Training
+from adaptseg.parsing import START, Refusals, one_line, own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -68,14 +69,22 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         AdaptSegCLI(options, configs, [verb, *text, *rest])
 
 
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise AdaptSegError(one_line(message)) from ex
+
+
 class AdaptSegCLI(LightningCLI):
     """LightningCLI with an `active:` block, run directories and the house callbacks."""
 
     def __init__(self, options: argparse.Namespace, configs: Sequence[Path], arguments: list[str]) -> None:
         self.options, self.configs = options, configs
         self.finished = False
+        self.refusals = Refusals()
         super().__init__(
-            Method,
+            Training,
             DomainPair,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -91,6 +100,7 @@ class AdaptSegCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs, allow_abbrev=False)  # --trainer.max_step is a mistake, not max_steps
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="a recipe or an overlay")
+        parser.add_instantiator(self.refusals.instantiate, adaptseg.data.Scenes)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -130,8 +140,13 @@ class AdaptSegCLI(LightningCLI):
 
     def _prepare_fit(self, config: Any) -> None:
         last = run_directory.last_checkpoint(self.folder)
-        saved = self._plain_config()
-        if self.options.fresh:
+        self.plain_config = saved = self._plain_config()
+        self.preemption = Preemption(last, parse_signal(self.options.preempt_signal))
+        self.preemption.watch()
+        fresh = self.options.fresh and not is_requeued()
+        if fresh != self.options.fresh:
+            say("--fresh: SLURM has requeued this job, so it goes on with the run that it began")
+        if fresh:
             if _is_rank_zero() and (place := run_directory.set_aside(self.folder)):
                 say(f"--fresh: the earlier run is now {place}")
         elif last.is_file():
@@ -165,23 +180,42 @@ class AdaptSegCLI(LightningCLI):
     # ---- building
 
     def instantiate_classes(self) -> None:
-        if not self.finished:
+        if self.finished:
+            return
+        try:
             super().instantiate_classes()
+        except ValueError as error:
+            if of_ours(error) is None and self.refusals.first is not None:
+                raise self.refusals.first from error
+            raise
+        self._require_segmentation()
+
+    def _require_segmentation(self) -> None:
+        """Predictions and acquisitions are of labels; a method that has none says so before it begins."""
+        assert self.subcommand is not None
+        if isinstance(self.model, Method):
+            return
+        name = type(self.model).__name__
+        if self.subcommand == "predict":
+            raise AdaptSegError(f"{name} predicts no labels: `adaptseg predict` needs a method of segmentation")
+        if self.config[self.subcommand].get("active") is not None:
+            raise AdaptSegError(f"{name} learns from no labels, so there are none to buy: leave out `active:`")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning appends None for an absent `active:` block. An acquisition must run before the house callbacks,
         # which report on it; Lightning itself moves the checkpoints to the end.
+        self.loggers = self._make_loggers()
         config["callbacks"] = [
             *(callback for callback in callbacks if callback is not None),
             *(config.get("callbacks") or []),
             *([] if config.get("enable_progress_bar") is False else [RunProgress()]),
             *self._house_callbacks(),
         ]
-        config["logger"] = self._loggers()
+        config["logger"] = self.loggers
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
         config["strategy"] = _strategy(config)
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        config["plugins"] = [*with_slurm(_as_list(config.get("plugins"))), AtomicCheckpointIO()]
         try:
             return Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
@@ -197,20 +231,30 @@ class AdaptSegCLI(LightningCLI):
         last = MovableCheckpoint(
             folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
         )
+        metric, mode = self.model.monitor
         best = MovableCheckpoint(
-            folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+            folder, "best", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
         has_val = getattr(self.datamodule, "val", None) is not None
+        buys = self.config[self.subcommand].active is not None
+        artifacts = [LabelArtifacts(logger) for logger in self.loggers if isinstance(logger, WandbLogger) and buys]
         # The report is the last that writes: its result.json marks a finished run.
-        return [ValidationTimes(), Panels(), Report(), last, *([best] if has_val else [])]
+        return [self.preemption, ValidationTimes(), Panels(), *artifacts, Report(), last, *([best] if has_val else [])]
 
-    def _loggers(self) -> list[Logger] | bool:
+    def _make_loggers(self) -> list[Logger]:
         if self.subcommand != "fit":
-            return False
-        loggers: list[Logger] = [CsvLogger(self.folder)]
-        if self.options.wandb:
-            loggers.append(_wandb_logger(self.folder))
-        return loggers
+            return []
+        if not self.options.wandb:
+            return [CsvLogger(self.folder)]
+        options = self.options
+        view = wandb_run.wandb_logger(
+            self.folder,
+            self.plain_config,
+            project=options.wandb_project,
+            entity=options.wandb_entity,
+            is_rank_zero=_is_rank_zero(),
+        )
+        return [CsvLogger(self.folder), view]
 
     # ---- after the verb
 
@@ -220,6 +264,9 @@ class AdaptSegCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
+        except Preempted as stop:
+            self._say_stopped()
+            self._leave(stop)
         except SystemExit as stop:  # Lightning's answer to SIGTERM, with code 0 as if all were done, and to Ctrl-C
             if subcommand == "fit":
                 self._say_stopped()
@@ -230,9 +277,24 @@ class AdaptSegCLI(LightningCLI):
             reason = " ".join(str(error).split())[:300]
             checkpoint = self.config[subcommand].ckpt_path
             raise AdaptSegError(f"{checkpoint} holds another network than model.network makes: {reason}") from error
+        if subcommand == "fit" and self.options.wandb:
+            wandb_run.finish(0, preempted=False)
 
     def _say_stopped(self) -> None:
         say(f"stopped at step {self.trainer.global_step}; the same command resumes")
+
+    def _leave(self, stop: Preempted) -> None:
+        """Exit after a fit that was asked to stop. Rank zero alone says why: launchers kill the other processes as soon
+        as one of them fails, and rank zero still has to upload and to requeue.
+        """
+        if not self.trainer.is_global_zero:
+            sys.exit(0)
+        if not stop.announced:
+            sys.exit(128 + signal.SIGTERM)
+        if self.options.wandb:
+            wandb_run.finish(REQUEUE_CODE, preempted=True)
+        self.preemption.requeue()  # last: SLURM ends the job at once
+        sys.exit(REQUEUE_CODE)
 
     def after_fit(self) -> None:
         if self.trainer.global_step < self.trainer.max_steps:
@@ -279,18 +341,6 @@ def _strategy(config: dict[str, Any]) -> Any:
         devices = "1" if on_cpu else str(max(torch.cuda.device_count(), 1))
     many = config.get("num_nodes", 1) > 1 or devices not in ("1", "[0]")
     return DDPStrategy(broadcast_buffers=False) if strategy in ("auto", "ddp") and many else strategy
-
-
-def _wandb_logger(folder: Path) -> WandbLogger:
-    import wandb
-
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
-        say("--wandb: no API key is set, so this run is logged offline; `wandb sync` uploads it")
-        os.environ["WANDB_MODE"] = "offline"
-    # One id per run directory, so that a resumed run continues its curves.
-    name = f"{folder.parent.name}-{folder.name}"
-    run_id = os.environ.get("WANDB_RUN_ID") or name.replace("+", "-")
-    return WandbLogger(name=name, id=run_id, save_dir=str(folder), project="adaptseg", resume="allow")
 
 
 def _as_list(value: Any) -> list[Any]:

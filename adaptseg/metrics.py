@@ -45,6 +45,7 @@ class SegmentationMetrics(Metric):
 
         * `iou` (C,), `recall` (C,): NaN for absent classes
         * `miou` (): mean IoU of the classes present
+        * `miou_<subset>` (): the same over each subset of classes that the class table declares
         * `worst` (), `worst_class` () int64: the lowest IoU of a class present and which (the first of equals; -1 when
           none is present)
         * `accuracy` (): share of labelled pixels predicted right
@@ -59,10 +60,14 @@ class SegmentationMetrics(Metric):
             "iou": iou,
             "recall": hits / truth,
             "miou": iou.nanmean(),
+            **{f"miou_{name}": iou[self._indices(name)].nanmean() for name in self.class_table.subsets},
             "worst": torch.where(none, math.nan, worst),
             "worst_class": torch.where(none, -1, worst_class),
             "accuracy": hits.sum() / truth.sum(),
         }
+
+    def _indices(self, subset: str) -> list[int]:
+        return [self.class_table.names.index(name) for name in self.class_table.subsets[subset]]
 
     def absent(self) -> list[str]:
         """Names of the classes without a pixel in the ground truth so far (of this process, before synchronisation)."""

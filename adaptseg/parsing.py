@@ -6,17 +6,35 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from lightning.pytorch.cli import LightningArgumentParser
+from typing import Any, NoReturn, TypeVar
 
 from adaptseg.errors import AdaptSegError
+
+Made = TypeVar("Made")
 
 START = "start from a recipe: --config configs/cbda_20pct.yaml"
 
 
+class Refusals:
+    """Remembers what a class that a config names refused, as a jsonargparse instantiator.
+
+    Where an argument may be one thing, a list or a mapping of them, jsonargparse tries each and keeps the error of the
+    first alone, which says no more than that a list is no reader.
+    """
+
+    def __init__(self) -> None:
+        self.first: AdaptSegError | None = None
+
+    def instantiate(self, class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+        try:
+            return class_type(*args, **kwargs)
+        except AdaptSegError as error:
+            self.first = self.first or error
+            raise
+
+
 class OwnOptions(argparse.ArgumentParser):
-    """An argparse parser that says in one line what is wrong."""
+    """Raises in one line where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise AdaptSegError(message)
@@ -30,22 +48,22 @@ def own_options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace
     parser.add_argument("--root")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--wandb", action="store_true")
+    parser.add_argument("--wandb_project")
+    parser.add_argument("--wandb_entity")
+    parser.add_argument("--preempt_signal", default="USR1")
     parser.add_argument("--certainty", action="store_true")
-    return parser.parse_known_args(arguments)
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one line; the sixty lines of usage that argparse prints first hide it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise AdaptSegError(_one_line(message)) from ex
+    options, rest = parser.parse_known_args(arguments)
+    for name in ("wandb_project", "wandb_entity"):
+        if getattr(options, name) is not None and not options.wandb:
+            raise AdaptSegError(f"--{name} is about a run that is logged to Weights & Biases; add --wandb")
+    return options, rest
 
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _OUTER_KEY = re.compile(r"^([a-z_][\w.]*): (?=[a-z_][\w.]*: )")
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """What jsonargparse says in many lines, with the key in dots: "data.batch_size: Expected int. Got value: two"."""
     if required := re.match(r"the following arguments are required: (.*)", message):
         blocks = " and ".join(f"`{name.rpartition('.')[2]}:`" for name in required[1].split(", "))

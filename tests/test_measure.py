@@ -15,7 +15,8 @@ from adaptseg import networks
 from adaptseg.classes import STREETS
 from adaptseg.cli import main
 from adaptseg.data import DomainPair, Streets
-from adaptseg.measure import Counts, Measurement, measure
+from adaptseg.measure import Counts, measure
+from adaptseg.measurement import Measurement
 from adaptseg.networks import Inference
 
 SIZE = (32, 64)

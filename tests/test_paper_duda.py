@@ -31,8 +31,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_host_has_every_pair() -> None:
     expected = sorted(f"{host}_{pair}" for host in HOSTS for pair in PAIRS)
-    for folder in (FOLDER, FOLDER / "stage1"):
-        assert sorted(path.stem for path in folder.glob("*.yaml")) == expected
+    assert sorted(path.stem for path in (FOLDER / "stage1").glob("*.yaml")) == expected
     assert sorted(path.stem for path in (FOLDER / "stage2").glob("*.yaml")) == sorted(PAIRS)
     students = [path.stem for path in STUDENTS]
     assert students == ["mit_b0", "mit_b1", "mit_b2", "resnet101", "resnet18", "resnet50"]
@@ -63,17 +62,6 @@ def test_stage_2_shows_the_student_what_the_host_shows(pair: str) -> None:
         assert own[name] == hosts[name]
     # SYNTHIA lacks three classes, which must not take part in the normalisation.
     assert own["class_weights"]["init_args"].get("known_only", False) == pair.startswith("synthia")
-
-
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("pair", PAIRS)
-def test_stages_name_files_that_exist(host: str, pair: str) -> None:
-    path = FOLDER / f"{host}_{pair}.yaml"
-    stages = load_recipe(path)["stages"]
-    assert [stage["name"] for stage in stages] == ["stage1", "measured", "stage2"]
-    assert [stage["config"] for stage in stages] == [f"stage1/{host}_{pair}.yaml"] * 2 + [f"stage2/{pair}.yaml"]
-    for recipe in (path, CONFIGS / "duda.yaml"):
-        assert all((recipe.parent / stage["config"]).is_file() for stage in load_recipe(recipe)["stages"])
 
 
 def test_stages_and_overlays_parse() -> None:

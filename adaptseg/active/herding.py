@@ -169,6 +169,8 @@ class HerdingSearch:
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         self._fast = torch.cat([self._centred(c).to(dtype) for c in features.split(_CHUNK)]) if n else features
         self._fast_norms = self._fast.square().sum(1)
+        # One chunk is kept as it is read again and again; more would be the features twice over, in float64.
+        self._kept = self._centred(features) if 0 < n <= _CHUNK else None
         self.covered = torch.zeros(n, dtype=torch.float64, device=features.device)
         for points in conditioned_on.split(block) if len(conditioned_on) else ():
             torch.maximum(self.covered, self._columns(points).amax(0), out=self.covered)
@@ -296,7 +298,7 @@ class HerdingSearch:
         norms = points.square().sum(1, keepdim=True)
         columns = norms.new_empty(len(points), len(self._features))
         for start in range(0, len(self._features), _CHUNK):
-            chunk = self._centred(self._features[start : start + _CHUNK])
+            chunk = self._kept if self._kept is not None else self._centred(self._features[start : start + _CHUNK])
             squared = torch.addmm(norms + chunk.square().sum(1), points, chunk.T, alpha=-2)
             columns[:, start : start + _CHUNK] = squared.clamp_(min=0).mul_(-1 / self._scale**2).exp_()
         return columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ class Snapshot(NamedTuple):
 
 
 class Acquisition(Callback, ABC):
-    """Base of every acquisition: fires at the end of the ticks that `round_steps` names.
+    """Base of every acquisition: fires at the end of the ticks that `round_steps` names, or before the first step (0).
 
     State: round number, checksum of its query and the table of rounds, in the checkpoint (`state_dict`); the labels
     themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored
@@ -63,7 +64,7 @@ class Acquisition(Callback, ABC):
 
     @abstractmethod
     def round_steps(self, max_steps: int, tick: int) -> list[int]:
-        """The optimiser steps (multiples of the tick) after which the rounds fire, ascending."""
+        """The optimiser steps (multiples of the tick) after which the rounds fire, ascending; 0 = before the first."""
 
     @abstractmethod
     def check_budget(self, sizes: dict[str, tuple[int, int]]) -> None:
@@ -80,6 +81,12 @@ class Acquisition(Callback, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what is bought; hashed into every manifest."""
+
+    @property
+    def judged_in_rounds(self) -> bool:
+        """Whether the network is validated before each round; else a method that keeps its networks judges all of them
+        in the last validation."""
+        return True
 
     # ---- Lightning's hooks
 
@@ -132,6 +139,8 @@ class Acquisition(Callback, ABC):
             )
         if self.round:
             pair_of(trainer).bought = self.store.view(self.round)
+        if self.is_due(0):
+            self._acquire(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step and self.is_due(trainer.global_step):
@@ -170,6 +179,8 @@ class Acquisition(Callback, ABC):
             self.store = LabelStore.open(self.store.folder)
         pair_of(trainer).bought = self.store.view(self.round)
         self.history.append(self._row(trainer))
+        if (told := getattr(module, "on_labels_bought", None)) is not None:
+            told(self.round)
 
     def _spool_query(self, trainer: Trainer, module: LightningModule, folder: Path) -> str:
         """Write this rank's query, one bit a pixel, and return the checksum of the query of all ranks.
@@ -225,17 +236,25 @@ class Acquisition(Callback, ABC):
         return Path(self.scratch or trainer.default_root_dir)
 
 
-def final_scores(trainer: Trainer) -> dict[str, Any]:
-    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set."""
-    scores = {
-        name.removeprefix("val/iou/"): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val/iou/")
-    }
+def final_scores(trainer: Trainer, prefix: str = "val") -> dict[str, Any]:
+    """mIoU, worst class and its IoU of the latest validation as plain values; empty without a validation set.
+
+    Further means, if there are any, are called like their metrics below `val/`: over a subset of the classes
+    (`miou_16`), of a further set (`bdd100k/miou`).
+    """
+    metrics, start = trainer.callback_metrics, f"{prefix}/iou/"
+    scores = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
     if not scores:
         return {}
     worst = min(scores, key=scores.__getitem__)
-    return {"miou": float(trainer.callback_metrics["val/miou"]), "worst_class": worst, "worst_iou": scores[worst]}
+    means = [name for name in metrics if re.fullmatch(rf"{prefix}/([^/]+/)?miou(_\w+)?", name)]
+    further = sorted(name for name in means if name != f"{prefix}/miou")
+    return {
+        "miou": float(metrics[f"{prefix}/miou"]),
+        "worst_class": worst,
+        "worst_iou": scores[worst],
+        **{name.removeprefix(f"{prefix}/"): float(metrics[name]) for name in further},
+    }
 
 
 def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:

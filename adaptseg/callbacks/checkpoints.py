@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `last`, which a fit resumes from, and `best` by validation mIoU."""
+"""The checkpoints of a run: `last`, which a fit resumes from, and `best` by the method's own metric."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from adaptseg.classes import VOID, ClassTable
 from adaptseg.data.batch import Labelled
 from adaptseg.data.pair import DomainPair, pair_of
 from adaptseg.data.transforms import resized_image
+from adaptseg.methods import Method
 
 SCENES = 4
 """Rows of a picture."""
@@ -46,7 +47,7 @@ class Panels(Callback):
         if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
             return
         data = pair_of(trainer)
-        if data.val is not None:
+        if data.val is not None and isinstance(pl_module, Method):
             keys = data.val.keys[:: max(1, len(data.val.keys) // SCENES)][:SCENES]
             rows = [_final_row(pl_module, data, key) for key in keys]
             _save(trainer, _grid(["image", "truth", "prediction", "wrong pixels"], rows), "final")

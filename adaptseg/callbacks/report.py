@@ -61,7 +61,7 @@ class Report(Callback):
                 "steps": trainer.global_step,
                 "seconds": round(self._seconds(), 1),
                 "rounds": list(acquisition.history) if acquisition else [],
-                "val": _scores(trainer, "val") if final_scores(trainer) else None,
+                "val": _split_scores(trainer, "val") or None,
             }
         if acquisition is None or len(acquisition.history) == self._rounds_told:
             return
@@ -78,20 +78,24 @@ class Report(Callback):
         if not isinstance(bar, RunProgress):
             return
         for row in rows:
+            means = _further_means(row)
             if not self._has_header:
-                bar.print(_line(COLUMNS), style="bold", highlight=False)
+                bar.print(_line((*COLUMNS, *means)), style="bold", highlight=False)
                 self._has_header = True
-            bar.print(_line(_cells(row)), highlight=False)
+            bar.print(_line((*_cells(row), *(f"{100 * row[name]:.1f}" for name in means))), highlight=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.result is None:
             return  # stopped before the last step
         acquisition = _acquisition(trainer)
         if acquisition and acquisition.history:
+            if not acquisition.judged_in_rounds:  # all at once, now
+                self._print_rows(trainer, acquisition.history)
+                _write_rounds(trainer, acquisition.history)
             last = acquisition.history[-1]
             end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [end])
-        _print_classes(trainer, "val")
+        _print_scores(trainer, "val")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Comes also when a resume finds no step left to train, unlike `on_train_end`.
@@ -111,24 +115,51 @@ def _class_scores(trainer: Trainer, prefix: str, kind: str) -> dict[str, float]:
 
 
 def _scores(trainer: Trainer, prefix: str) -> dict[str, Any]:
-    """mIoU, worst IoU, accuracy, and IoU and recall per present class as plain numbers in [0, 1]."""
-    metrics = trainer.callback_metrics
-    means = {name: float(metrics[f"{prefix}/{name}"]) for name in ("miou", "worst", "accuracy")}
-    return {**means, **{kind: _class_scores(trainer, prefix, kind) for kind in ("iou", "recall")}}
+    """What the method logged as plain numbers; empty without that split.
+
+    Of segmentation: the means over classes, worst IoU, accuracy, and IoU and recall per present class, in [0, 1].
+    """
+    kinds = {kind: _class_scores(trainer, prefix, kind) for kind in ("iou", "recall")}
+    return {**_means(trainer, prefix), **{kind: scores for kind, scores in kinds.items() if scores}}
 
 
-def _print_classes(trainer: Trainer, prefix: str) -> None:
-    scores = _class_scores(trainer, prefix, "iou")
+def _means(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The metrics of a split that are not about one class."""
+    logged = trainer.callback_metrics.items()
+    names = {name.removeprefix(f"{prefix}/"): float(value) for name, value in logged if name.startswith(f"{prefix}/")}
+    return {name: value for name, value in names.items() if "/" not in name}
+
+
+def _split_scores(trainer: Trainer, split: str) -> dict[str, Any]:
+    """Scores of the main set of `val` or `test`, and under `sets` those of the others by name, if there are any."""
+    others = list(pair_of(trainer).evaluation_sets(split))[1:]
+    sets = {name: _scores(trainer, f"{split}/{name}") for name in others}
+    return {**_scores(trainer, split), **({"sets": sets} if sets else {})}
+
+
+def _print_scores(trainer: Trainer, split: str) -> None:
+    """A row per class and per mean, a column per set of the split; of a method without classes a line per metric."""
     bar = trainer.progress_bar_callback
-    if not scores or not isinstance(bar, RunProgress):
+    if not isinstance(bar, RunProgress):
         return
-    table = Table(title=f"IoU per class, {prefix}", title_justify="left")
+    data = pair_of(trainer)
+    if not _class_scores(trainer, split, "iou"):
+        for name, value in _means(trainer, split).items():
+            bar.print(f"{split}/{name} {value:.4f}", highlight=False)
+        return
+    main, *others = data.evaluation_sets(split)
+    columns = [_scores(trainer, prefix) for prefix in (split, *(f"{split}/{name}" for name in others))]
+    table = Table(title=f"IoU per class, {split}", title_justify="left")
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name in pair_of(trainer).class_table.names:
-        table.add_row(name, f"{100 * scores[name]:.1f}" if name in scores else "absent")
+    for name in (main, *others) if others else ("IoU",):
+        table.add_column(name, justify="right")
+    for name in data.class_table.names:
+        cells = [f"{100 * scores['iou'][name]:.1f}" if name in scores["iou"] else "absent" for scores in columns]
+        table.add_row(name, *cells)
     table.add_section()
-    table.add_row("mean", f"{100 * float(trainer.callback_metrics[f'{prefix}/miou']):.1f}", style="bold")
+    means = {"mean": "miou", **{f"mean of {name}": f"miou_{name}" for name in data.scored_table.subsets}}
+    for title, name in means.items():
+        table.add_row(title, *(f"{100 * scores[name]:.1f}" for scores in columns), style="bold")
     bar.print(table)
 
 
@@ -147,8 +178,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _further_means(row: dict[str, Any]) -> list[str]:
+    """Means of a row beside the main mIoU: over subsets of the classes, of further sets."""
+    return [name for name in row if name.rpartition("/")[2].startswith("miou") and name != "miou"]
+
+
 def _line(cells: tuple[str, ...]) -> str:
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+    """Cells under their columns; those of further means, the last ones, have no fixed width."""
+    widths = (*WIDTHS, *(14 for _ in cells[len(WIDTHS) :]))
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
@@ -160,9 +198,9 @@ def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
         storage.atomic_write(Path(trainer.default_root_dir) / "rounds.csv", text.getvalue())
 
 
-def write_scores(trainer: Trainer, prefix: str) -> None:
-    """After `validate` or `test`: print the scores and write `<prefix>.json` into the run directory."""
-    _print_classes(trainer, prefix)
+def write_scores(trainer: Trainer, split: str) -> None:
+    """After `validate` or `test`: print the scores and write `<split>.json` into the run directory."""
+    _print_scores(trainer, split)
     if trainer.is_global_zero:
-        scores = {"checkpoint": str(trainer.ckpt_path), **_scores(trainer, prefix)}
-        storage.atomic_json(Path(trainer.default_root_dir) / f"{prefix}.json", scores)
+        scores = {"checkpoint": str(trainer.ckpt_path), **_split_scores(trainer, split)}
+        storage.atomic_json(Path(trainer.default_root_dir) / f"{split}.json", scores)

@@ -33,7 +33,11 @@ class ValidationTimes(Callback):
         end = min((trainer.global_step // tick + 1) * tick, trainer.max_steps)
         number = -(-end // tick)
         acquisitions = [c for c in trainer.callbacks if isinstance(c, Acquisition)]  # pyright: ignore
-        wanted = number % self.every == 0 or end == trainer.max_steps or any(a.is_due(end) for a in acquisitions)
+        wanted = (
+            number % self.every == 0
+            or end == trainer.max_steps
+            or any(a.is_due(end) and a.judged_in_rounds for a in acquisitions)
+        )
         trainer.check_val_every_n_epoch = 1 if wanted else sys.maxsize
 
 

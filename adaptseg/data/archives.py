@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from adaptseg.data.files import file_stamps, find_files, keyed
 from adaptseg.errors import AdaptSegError
@@ -44,12 +44,13 @@ class Root:
     """Files of a data set by their name in its layout ("gtFine/train/aachen/..."), wherever they lie.
 
     In an archive the layout may begin at any depth ("RAND_CITYSCAPES/RGB/0000000.png"), and what belongs to none of
-    `folders` is left out. Archives are listed once, here, and opened when first read from in a process: a reader can be
-    pickled, and a forked worker never shares the position in a file with its parent.
+    `folders` is left out. An archive that is named like one of them and in which no layout begins holds the files of
+    that folder (CamVid's LabeledApproved_full.zip). Archives are listed once, here, and opened when first read from in
+    a process: a reader can be pickled, and a forked worker never shares the position in a file with its parent.
 
     Args:
         root: a folder, a .zip file, or several .zip files.
-        folders: the folders of the layout that will be read, relative to its root.
+        folders: the folders, or single files, of the layout that will be read, relative to its root.
 
     Raises:
         AdaptSegError: an archive is missing or broken, two archives hold the same file, or folders and archives are
@@ -73,20 +74,33 @@ class Root:
 
     def _add_members(self, folders: Sequence[str]) -> None:
         number = len(self._archives) - 1
+        path, stamp = self._archives[number]
         tops = {PurePosixPath(folder).parts[0] for folder in folders}
-        for info in _opened(*self._archives[number], os.getpid()).infolist():
+        # What macOS adds to archives looks like the layout, one folder deeper.
+        infos = [info for info in _opened(path, stamp, os.getpid()).infolist() if "__MACOSX/" not in info.filename]
+        bare = Path(path).stem if Path(path).stem in folders else None
+        if any(tops & set(PurePosixPath(info.filename).parts) for info in infos):
+            bare = None
+        for info in infos:
             parts = PurePosixPath(info.filename).parts
+            if bare is not None:
+                parts = (bare, *parts)
             start = next((i for i, part in enumerate(parts) if part in tops), None)
-            # What macOS adds to archives looks like the layout, one folder deeper.
-            if info.is_dir() or start is None or "__MACOSX" in parts:
+            if info.is_dir() or start is None:
                 continue
             name = "/".join(parts[start:])
-            if not any(name.startswith(f"{folder}/") for folder in folders):
+            if not any(name == folder or name.startswith(f"{folder}/") for folder in folders):
                 continue
             if name in self._members:
                 other = self._archives[self._members[name].archive][0]
-                raise AdaptSegError(f"archives {other} and {self._archives[number][0]} both hold {name}; give one")
+                raise AdaptSegError(f"archives {other} and {path} both hold {name}; give one")
             self._members[name] = _Member(number, info.filename, info.CRC)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a folder or file of the layout."""
+        if self._folder:
+            return (self._folder / name).exists()
+        return any(member == name or member.startswith(f"{name}/") for member in self._members)
 
     def __str__(self) -> str:
         return str(self._folder or ", ".join(path for path, _ in self._archives))
@@ -128,6 +142,18 @@ class Root:
     def header(self, name: str) -> Path:
         """The same for `scenes.read_size`, without unpacking the whole member."""
         return self._readable(name, _HEADER)
+
+    def content(self, name: str) -> bytes:
+        """All bytes of a file that is no image.
+
+        Raises:
+            AdaptSegError: names the file that is missing or cannot be read.
+        """
+        file: Any = self.file(name)
+        try:
+            return file.read_bytes() if isinstance(file, Path) else file.read()
+        except OSError as error:
+            raise AdaptSegError(f"file {file} cannot be read: {error.strerror}") from error
 
     def _readable(self, name: str, limit: int | None) -> Path:
         if self._folder:

@@ -75,6 +75,8 @@ class PairDataset(Dataset):
     With `rare_classes` source scenes are drawn for a class, and a crop is drawn anew until it shows that class. With
     `max_class_share` it is drawn anew, 10 times at most, until no class dominates it. With both, as in DAFormer's
     release, each draw of the first rule is the outcome of the second: the class that is looked for goes first.
+
+    Without `with_images` no picture is decoded: images are (3, 0, 0), for methods that read cached features.
     """
 
     source: Scenes | None
@@ -87,6 +89,7 @@ class PairDataset(Dataset):
     rare_classes: RareClasses | None = None
     max_class_share: float | None = None
     untrusted_margins: Margins = (0, 0, 0, 0)
+    with_images: bool = True
 
     def __getitem__(self, sample: int) -> PairItem:
         return PairItem(self._source_item(sample), self._target_item(sample), sample)
@@ -100,15 +103,19 @@ class PairDataset(Dataset):
         else:
             wanted, index = self.rare_classes.draw(sample, seed=self.seed)
         key = scenes.keys[index]
-        image = transforms.resized_image(scenes.image(key), view.size)
-        size = (image.shape[-2], image.shape[-1])
+        size = view.size or scenes.size(key)
         labels = transforms.resized_map(scenes.labels(key), size)
         geometry = self._source_geometry(labels, wanted, generator(self.seed, "source", sample))
         instances = None
         if self.with_instances:
             instances = transforms.cut(transforms.resized_map(scenes.instances(key), size), geometry)
-        image = transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
-        return LabelledItem(key, image, transforms.cut(labels, geometry), instances)
+        return LabelledItem(key, self._image(scenes, key, view, geometry), transforms.cut(labels, geometry), instances)
+
+    def _image(self, scenes: Scenes, key: str, view: View, geometry: Geometry) -> Tensor:
+        if not self.with_images:
+            return torch.empty(3, 0, 0)
+        image = transforms.resized_image(scenes.image(key), view.size)
+        return transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
 
     def _source_geometry(self, labels: Tensor, wanted: int | None, rng: np.random.Generator) -> Geometry:
         """What to cut from a scene with these labels (H, W), drawn for the class `wanted`, if any."""
@@ -134,16 +141,14 @@ class PairDataset(Dataset):
             return None
         scenes, view = self.target, self.target_view
         key = scenes.keys[scene_index(sample, len(scenes.keys), seed=self.seed, stream="target")]
-        image = transforms.resized_image(scenes.image(key), view.size)
-        size = (image.shape[-2], image.shape[-1])
+        size = view.size or scenes.size(key)
         geometry = transforms.draw_geometry(size, view.crop, view.flip, generator(self.seed, "target", sample))
         if self.bought is None:
             bought = torch.full((geometry.height, geometry.width), VOID, dtype=torch.int64)
         else:
             bought = transforms.cut(transforms.resized_map(self.bought.labels(key), size), geometry)
         trusted = transforms.cut(transforms.trusted_map(size, self.untrusted_margins), geometry)
-        image = transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
-        return TargetItem(key, image, trusted, bought)
+        return TargetItem(key, self._image(scenes, key, view, geometry), trusted, bought)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from adaptseg.data.datasets import (
     collate_labelled,
     collate_pair,
 )
+from adaptseg.data.named import Evaluated, named
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.rare_classes import RareClasses, RareClassSampling
 from adaptseg.data.sampling import StepSampler
@@ -43,8 +44,9 @@ class DomainPair(LightningDataModule):
         target: the pool: target training images. Their labels are never read here, only by an oracle. May be None for
             plain supervised training on `source`.
         source: labelled source scenes; None trains on the target alone.
-        val: tuning split of the target; validated during the run.
-        test: the split that tables report; used by `adaptseg test` only.
+        val: tuning split of the target; validated during the run. Several sets: a list, or a mapping of names; the
+            first is the main one, which decides about `best`, the others are logged as `val/<name>/...`.
+        test: the split, or splits, that tables report; used by `adaptseg test` only.
         predict: scenes for `adaptseg predict`, labels not needed; default: `test`, else `val`.
         batch_size: source scenes (and as many target scenes) in one micro-batch of all processes together.
         source_size: (H, W) that source scenes are resized to; null = native.
@@ -73,8 +75,8 @@ class DomainPair(LightningDataModule):
         *,
         target: Scenes | None,
         source: Scenes | None = None,
-        val: Scenes | None = None,
-        test: Scenes | None = None,
+        val: Evaluated = None,
+        test: Evaluated = None,
         predict: Scenes | None = None,
         batch_size: int = 2,
         source_size: Size | None = None,
@@ -102,7 +104,8 @@ class DomainPair(LightningDataModule):
         for name, size in sizes.items():
             if size is not None and not isinstance(size, str) and min(size) < 1:
                 raise AdaptSegError(f"data.{name} is {list(size)}; (height, width) of 1 or more is allowed")
-        self.source, self.target, self.val, self.test, self.predict = source, target, val, test, predict
+        self.source, self.target, self.predict = source, target, predict
+        self.val_sets, self.test_sets = named(val, "data.val"), named(test, "data.test")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.pool_size, self.tick_steps, self.with_instances = pool_size, tick, with_instances
         self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
@@ -116,16 +119,17 @@ class DomainPair(LightningDataModule):
         self._check_drawing()
 
     def _check_tables(self) -> None:
-        for name in ("source", "val", "test", "predict"):
-            scenes: Scenes | None = getattr(self, name)
+        for name, scenes in (("source", self.source), ("predict", self.predict)):
             if scenes is not None:
                 self.class_table.require_same(scenes.class_table, f"data.{name}")
         if self.source is not None and not self.source.labelled:
             raise AdaptSegError("data.source has no labels; a source domain must be labelled")
-        for name in ("val", "test"):
-            scenes = getattr(self, name)
-            if scenes is not None and not scenes.labelled:
-                raise AdaptSegError(f"data.{name} has no labels; use data.predict for unlabelled scenes")
+        for split, sets in (("val", self.val_sets), ("test", self.test_sets)):
+            for name, scenes in sets.items():
+                where = f"data.{split}" if len(sets) == 1 else f"data.{split} ({name})"
+                self.class_table.require_same(scenes.class_table, where)
+                if not scenes.labelled:
+                    raise AdaptSegError(f"{where} has no labels; use data.predict for unlabelled scenes")
 
     def _check_drawing(self) -> None:
         margins, share = self.untrusted_margins, self.max_class_share
@@ -154,6 +158,14 @@ class DomainPair(LightningDataModule):
     @property
     def num_classes(self) -> int:
         return self.class_table.num_classes
+
+    @property
+    def scored_table(self) -> ClassTable:
+        """The table whose subsets of classes are scored: the source's if it declares some, since it is the source that
+        does not show the other classes."""
+        return (
+            self.source.class_table if self.source is not None and self.source.class_table.subsets else self.class_table
+        )
 
     # ---- time
 
@@ -225,6 +237,7 @@ class DomainPair(LightningDataModule):
             self.rare_classes(),
             self.max_class_share,
             self.untrusted_margins,
+            with_images=getattr(trainer.lightning_module, "reads_images", True),
         )
         return DataLoader(
             dataset,
@@ -257,13 +270,31 @@ class DomainPair(LightningDataModule):
 
     # ---- evaluation
 
-    def val_dataloader(self) -> DataLoader | list:
-        return [] if self.val is None else self._sharded(self.val, with_labels=True)
+    @property
+    def val(self) -> Scenes | None:
+        """The main validation set."""
+        return next(iter(self.val_sets.values()), None)
 
-    def test_dataloader(self) -> DataLoader:
-        if self.test is None:
+    @property
+    def test(self) -> Scenes | None:
+        """The main test set."""
+        return next(iter(self.test_sets.values()), None)
+
+    def evaluation_sets(self, split: str) -> dict[str, Scenes]:
+        """Name -> set of split `val` or `test`, the main one first."""
+        return self.test_sets if split == "test" else self.val_sets
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._evaluation_loaders(self.val_sets)
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        if not self.test_sets:
             raise AdaptSegError("data.test is missing: `adaptseg test` needs a labelled test split")
-        return self._sharded(self.test, with_labels=True)
+        return self._evaluation_loaders(self.test_sets)
+
+    def _evaluation_loaders(self, sets: dict[str, Scenes]) -> DataLoader | list[DataLoader]:
+        loaders = [self._sharded(scenes, with_labels=True) for scenes in sets.values()]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader:
         scenes = next((s for s in (self.predict, self.test, self.val) if s is not None), None)

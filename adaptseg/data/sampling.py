@@ -75,3 +75,15 @@ def uniform_draws(seed: int, stream: str, samples: Sequence[int], shape: tuple[i
     for row, sample in enumerate(samples):
         draws[row] = generator(seed, stream, sample).random(shape, dtype=np.float32)
     return torch.from_numpy(draws)
+
+
+def normal_draws(seed: int, stream: str, samples: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal random numbers for the samples of a batch; otherwise as `uniform_draws`.
+
+    Returns:
+        (len(samples), *shape) float32 on the CPU; row i comes from `generator(seed, stream, samples[i])`.
+    """
+    draws = np.empty((len(samples), *shape), np.float32)
+    for row, sample in enumerate(samples):
+        draws[row] = generator(seed, stream, sample).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(draws)

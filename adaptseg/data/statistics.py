@@ -19,8 +19,8 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adaptseg.classes import VOID
 from adaptseg.console import say
+from adaptseg.data.counting import value_counts
 from adaptseg.data.scenes import Scenes
 from adaptseg.distributed import gather, is_distributed
 from adaptseg.errors import AdaptSegError
@@ -165,7 +165,7 @@ def _counted(scenes: Scenes, path: Path) -> ClassStatistics:
 
     def count(key: str) -> tuple[npt.NDArray[np.int64], int]:
         labels = scenes.labels(key)
-        return np.bincount(labels.ravel(), minlength=VOID + 1)[:classes], labels.size
+        return value_counts(labels)[:classes], labels.size
 
     # Decoding a file releases the interpreter's lock, so threads suffice and nothing is copied to other processes.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:

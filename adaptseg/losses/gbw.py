@@ -41,6 +41,15 @@ Budget = Literal["classes", "present"]
 """Over which classes the sum of weights is shared out, 1 for each: all (released), or those with labelled pixels."""
 
 
+Objective = Literal["cross_entropy", "entropy"]
+"""Whose gradient by the logits the residuals r_ic are:
+
+`cross_entropy` (released): r_ic = p_ic - [y_i = c].
+`entropy` (inferred, for MinEnt): r_ic = -p_ic (log p_ic + H_i) / log C, the gradient of a pixel's entropy H_i over log
+    C; the labels then say which class a pixel counts for, e.g. its likeliest.
+"""
+
+
 class Statistics(NamedTuple):
     """All that the weights depend on, sums over the pixels of a batch.
 
@@ -110,6 +119,7 @@ def statistics_from_log_probabilities(
     log_probabilities: Tensor,
     labels: Tensor,
     *,
+    objective: Objective = "cross_entropy",
     gradient: Gradient = "channel",
     min_pixels: float = 0,
     valid_classes: Tensor | None = None,
@@ -122,6 +132,7 @@ def statistics_from_log_probabilities(
     Args:
         log_probabilities: (N, C, H, W).
         labels: (N, H, W) int64 in 0..C-1, or `ignore_index`.
+        objective: see `Objective`.
         gradient: see `Gradient`; the same as in `weights_from`.
         min_pixels: classes with fewer pixels add nothing to any gradient: slivers of a class, left over by resizing,
             have the largest ones (specification, trap T3).
@@ -135,6 +146,7 @@ def statistics_from_log_probabilities(
     Returns:
         two (C,) tensors, float32, or float64 from float64.
     """
+    _require_choice("objective", objective, get_args(Objective))
     _require_choice("gradient", gradient, get_args(Gradient))
     _require_shapes(log_probabilities, labels, valid_classes)
     classes = log_probabilities.shape[1]
@@ -152,7 +164,10 @@ def statistics_from_log_probabilities(
         factors = F.pad(by_class, (0, 1)).index_select(0, bins.flatten()).view(bins.shape)
         if pixel_weights is not None:
             factors = factors * pixel_weights.to(pixels.dtype).square()
-        for residuals, factor, index in zip(_squared_residuals(log_probabilities, bins), factors, bins, strict=True):
+        images = (_squared_residuals if objective == "cross_entropy" else _squared_entropy_slopes)(
+            log_probabilities, bins
+        )
+        for residuals, factor, index in zip(images, factors, bins, strict=True):
             if gradient == "channel":
                 squares += residuals @ factor.flatten()
             else:
@@ -267,6 +282,16 @@ def _squared_residuals(log_probabilities: Tensor, bins: Tensor) -> Iterator[Tens
         own = log_p.gather(0, index.clamp(max=classes - 1)).expm1_()
         buffer.scatter_(0, index, own.square_())
         yield residuals.view(classes, -1)
+
+
+def _squared_entropy_slopes(log_probabilities: Tensor, bins: Tensor) -> Iterator[Tensor]:
+    """As `_squared_residuals`, of the entropy over log C."""
+    classes = log_probabilities.shape[1]
+    for image in log_probabilities.detach():
+        log_p = at_least_float32(image)
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(0)
+        yield (p * (log_p + entropy) / math.log(classes)).square().view(classes, -1)
 
 
 def _sum_by_bin(bins: Tensor, values: Tensor, classes: int) -> Tensor:

@@ -42,13 +42,19 @@ class ClassWeights(nn.Module, ABC):
             statistics: counts the classes of the source on first use; under DDP all processes call it, or none.
         """
 
-    def forward(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor:
-        """Weights (C,) float32 without gradient, from the log-softmax (B, C, H, W) and labels (B, H, W) of a loss."""
-        weights = self.latest[loss] = self._weights(loss, log_probabilities.detach(), labels)
+    def forward(
+        self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"
+    ) -> Tensor:
+        """Weights (C,) float32 without gradient, from the log-softmax (B, C, H, W) and labels (B, H, W) of a loss.
+
+        Args:
+            objective: which loss it is, for weights from its gradient.
+        """
+        weights = self.latest[loss] = self._weights(loss, log_probabilities.detach(), labels, objective)
         return weights
 
     @abstractmethod
-    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor: ...
+    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor, objective: gbw.Objective) -> Tensor: ...
 
 
 class GBW(ClassWeights):
@@ -114,10 +120,11 @@ class GBW(ClassWeights):
                     self.register_buffer(f"{loss}_{name}", torch.zeros(class_table.num_classes))
                 self.register_buffer(f"{loss}_share", torch.zeros(()))
 
-    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor, objective: gbw.Objective) -> Tensor:
         statistics = gbw.statistics_from_log_probabilities(
             log_probabilities,
             labels,
+            objective=objective,
             gradient=self.gradient,
             min_pixels=self.min_pixels,
             valid_classes=self.known,
@@ -156,7 +163,7 @@ class ConstantWeights(ClassWeights):
         self.weights: Tensor
         self.register_buffer("weights", None, persistent=False)
 
-    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor, objective: gbw.Objective) -> Tensor:
         return self.weights
 
 

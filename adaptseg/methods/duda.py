@@ -8,7 +8,7 @@ could not be read: what a docstring calls inferred is our reading. Stage 2: `ada
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -27,17 +27,11 @@ from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.distillation import Distillation
 from adaptseg.methods.frozen_features import FeatureDistance
 from adaptseg.methods.frozen_teachers import FrozenTeachers, Teacher
-from adaptseg.methods.lessons import (
-    Exercise,
-    Masking,
-    both_domains,
-    log_probabilities,
-    source_lesson,
-    taught_cross_entropy,
-)
+from adaptseg.methods.lessons import Exercise, Masking, domains_to_mix, source_lesson, taught_cross_entropy
 from adaptseg.methods.optimization import Optimization
 from adaptseg.methods.self_training import SelfTraining
-from adaptseg.networks import Inference, Segmenter
+from adaptseg.methods.training_pass import loss_names
+from adaptseg.networks import Inference, Segmenter, resize_logits
 from adaptseg.networks.teacher import TeacherNorm
 
 
@@ -146,15 +140,12 @@ class DUDA(SelfTraining):
 
     @property
     def leader(self) -> Segmenter:
-        # The host asks while it builds the teacher, when the student still is the large one.
-        return self.large if "large" in self._modules else self.student
+        return self.large
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        small = (
-            ("small_source", "small_mixed", "small_masked") if self.small_masking else ("small_source", "small_mixed")
-        )
-        return (*super().weighted_losses, *small)
+        passes = ["small_source", "small_mixed", *(["small_masked"] if self.small_masking else [])]
+        return (*super().weighted_losses, *loss_names(self.student, passes))
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "large": ("large.", self.large)}
@@ -176,9 +167,10 @@ class DUDA(SelfTraining):
 
     def step(self, batch: Batch) -> StepResult:
         """The last loss holds one pass of each student: under DDP every trainable parameter must have a part in it."""
-        source, target = both_domains(batch)
-        loss, logs = self._source_loss(source)
-        small = self._small_source_loss(source, logs)
+        source, target = domains_to_mix(batch, "DUDA")
+        samples = batch.samples
+        loss, logs = self._source_loss(source, samples)
+        small = self._small_source_loss(source, samples, logs)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss + small, logs)
         self.descend(loss)
@@ -186,40 +178,42 @@ class DUDA(SelfTraining):
         del loss, small  # and with them what is left of their graphs
         logits = self._teacher_logits(target)
         lesson, logs["confidence"] = self.lessons.taught(target, logits)
-        mixed = self.lessons.mixed(source, target, lesson, batch.samples)
+        mixed = self.lessons.mixed(source, target, lesson, samples)
         if self.small_masking:
             assert self.masking is not None
-            image = self.lessons.masked(target, self.masking, batch.samples)
-            log_p = log_probabilities(self.student(image), image)
-            masked = taught_cross_entropy(log_p, lesson, self.weights_of("small_masked", log_p, lesson.labels))
+            said = self.said("small_masked", self.lessons.masked(target, self.masking, samples), samples)
+            masked = taught_cross_entropy("small_masked", said, lesson, self.weights_of)
             logs["small_masked"] = masked.detach()
             self.descend(self.masking.weight * masked)
-        loss, target_logs = self._target_loss(mixed, target, lesson, batch.samples)
-        small = self._small_mixed_loss(mixed, target, logits, logs)
+            del said, masked
+        loss, target_logs = self._target_loss(mixed, target, lesson, samples)
+        small = self._small_mixed_loss(mixed, target, samples, logits, logs)
         return StepResult(loss + small, {**logs, **target_logs})
 
     @torch.no_grad()
     def _teacher_logits(self, target: Target) -> Tensor:
-        own = super()._teacher_logits(target)
+        """(B, C, H, W) float32 at the size of the plain target images; the mean with those of `teachers`, if any."""
+        height, width = target.image.shape[-2:]
+        own = resize_logits(self.teacher.logits(target.image), (height, width))
         if self.colleagues is None:
             return own
         said = [own.log_softmax(1), *self.colleagues.log_probabilities(target.image)]
         return mean_log_probabilities(said, [1.0, *self.colleagues.weights])
 
-    def _small_source_loss(self, source: Labelled, logs: dict[str, Tensor]) -> Tensor:
-        lesson = source_lesson(source)
-        log_p = log_probabilities(self.student(source.image), source.image)
-        loss = taught_cross_entropy(log_p, lesson, self.weights_of("small_source", log_p, lesson.labels))
+    def _small_source_loss(self, source: Labelled, samples: Sequence[int], logs: dict[str, Tensor]) -> Tensor:
+        said = self.said("small_source", source.image, samples)
+        loss = taught_cross_entropy("small_source", said, source_lesson(source), self.weights_of)
         logs["small_source"] = loss.detach()
         return loss
 
-    def _small_mixed_loss(self, mixed: Exercise, target: Target, logits: Tensor, logs: dict[str, Tensor]) -> Tensor:
-        log_p = log_probabilities(self.student(mixed.image), mixed.image)
-        weights = self.weights_of("small_mixed", log_p, mixed.lesson.labels)
-        loss = taught_cross_entropy(log_p, mixed.lesson, weights)
+    def _small_mixed_loss(
+        self, mixed: Exercise, target: Target, samples: Sequence[int], logits: Tensor, logs: dict[str, Tensor]
+    ) -> Tensor:
+        said = self.said("small_mixed", mixed.image, samples)
+        loss = taught_cross_entropy("small_mixed", said, mixed.lesson, self.weights_of)
         logs["small_mixed"] = loss.detach()
         if self.distillation is not None:
-            divergence = self.distillation.loss(logits.log_softmax(1), log_p, mixed, target)
+            divergence = self.distillation.loss(logits.log_softmax(1), said.log_p, mixed, target)
             logs["distillation"] = divergence.detach()
             # The teacher counts the steps; the number is the same on every process and after a resume.
             loss = loss + self.distillation.weight_at(self.teacher.updates) * divergence

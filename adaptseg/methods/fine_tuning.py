@@ -22,8 +22,9 @@ from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.distillation import Distillation
 from adaptseg.methods.frozen_teachers import FrozenTeachers, Fusion, Teacher
-from adaptseg.methods.lessons import Lessons, both_domains, log_probabilities, source_lesson, taught_cross_entropy
+from adaptseg.methods.lessons import MixedLessons, domains_to_mix, source_lesson, taught_cross_entropy
 from adaptseg.methods.optimization import Optimization
+from adaptseg.methods.training_pass import loss_names
 from adaptseg.networks import Inference
 
 
@@ -95,8 +96,8 @@ class FineTuning(Method):
             raise AdaptSegError(f"model.source_weight is {source_weight}; 0 or more is expected")
         if distillation is not None and distillation.gradual == "chain":
             raise AdaptSegError("model.distillation.gradual 'chain' belongs to stage 1; use 'online' or 'ramp' here")
-        self.lessons = Lessons(
-            class_table, seed, confidence_threshold, confidence_scope, mix_scope, jitter=jitter, blur=blur
+        self.lessons = MixedLessons(
+            seed, confidence_threshold, confidence_scope, jitter, blur, mix_scope, class_table.num_classes
         )
         self.distillation, self.source_weight, self.fusion = distillation, source_weight, fusion
         self.teachers = FrozenTeachers(teachers, class_table)
@@ -105,7 +106,7 @@ class FineTuning(Method):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        return ("source", "mixed")
+        return loss_names(self.student, ("source", "mixed"))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -113,25 +114,25 @@ class FineTuning(Method):
             self.distillation.require_steps(self.trainer.max_steps)
 
     def step(self, batch: Batch) -> StepResult:
-        source, target = both_domains(batch)
+        source, target = domains_to_mix(batch, "fine-tuning")
         logs: dict[str, Tensor] = {}
         if self.source_weight:
-            lesson = source_lesson(source)
-            log_p = log_probabilities(self.student(source.image), source.image)
-            loss = taught_cross_entropy(log_p, lesson, self.weights_of("source", log_p, lesson.labels))
+            said = self.said("source", source.image, batch.samples)
+            loss = taught_cross_entropy("source", said, source_lesson(source), self.weights_of)
             logs["source"] = loss.detach()
             self.descend(self.source_weight * loss)
-        said = self.teachers.log_probabilities(target.image)
-        teacher_log_p = mean_log_probabilities(said, self.teachers.weights)
-        fused = None if self.fusion is None else self.fusion.labels(torch.stack(said).exp())
+            del said, loss  # and with them what is left of their graph
+        each = self.teachers.log_probabilities(target.image)
+        teacher_log_p = mean_log_probabilities(each, self.teachers.weights)
+        fused = None if self.fusion is None else self.fusion.labels(torch.stack(each).exp())
         lesson, logs["confidence"] = self.lessons.taught(target, teacher_log_p, fused=fused)
         mixed = self.lessons.mixed(source, target, lesson, batch.samples)
-        log_p = log_probabilities(self.student(mixed.image), mixed.image)
-        weights = self.weights_of("mixed", log_p, mixed.lesson.labels)
-        loss = taught_cross_entropy(log_p, mixed.lesson, weights)
+        said = self.said("mixed", mixed.image, batch.samples)
+        loss = taught_cross_entropy("mixed", said, mixed.lesson, self.weights_of)
         logs["mixed"] = loss.detach()
         if self.distillation is not None:
-            divergence = self.distillation.loss(teacher_log_p, log_p, mixed, target, class_weights=weights)
+            weights = None if self.class_weights is None else self.class_weights.latest["mixed"]
+            divergence = self.distillation.loss(teacher_log_p, said.log_p, mixed, target, class_weights=weights)
             logs["distillation"] = divergence.detach()
             loss = loss + self.distillation.weight_at(self.global_step) * divergence
         return StepResult(loss, logs)

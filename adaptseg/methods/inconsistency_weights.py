@@ -17,7 +17,7 @@ from adaptseg.losses.inconsistency import (
     inconsistency_weights,
     present_classes,
 )
-from adaptseg.measure import Measurement
+from adaptseg.measurement import Measurement
 from adaptseg.methods.class_weights import ConstantWeights
 
 

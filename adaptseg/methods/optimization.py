@@ -10,7 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import Segmenter, parameter_groups
+from adaptseg.networks import parameter_groups
+from adaptseg.networks.groups import ParameterParts
+
+
+def polynomial_decay(step: int, horizon: float, power: float) -> float:
+    """(1 - step / horizon) ** power, 0 from the horizon on."""
+    return max(1.0 - step / horizon, 0.0) ** power
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,13 @@ class Optimization:
 
     def factor(self, step: int, max_steps: int) -> float:
         """The schedule: what the base rates are multiplied with in the update after `step` updates."""
-        decay = max(1.0 - step / (max_steps * self.poly_horizon), 0.0) ** self.power
+        decay = polynomial_decay(step, max_steps * self.poly_horizon, self.power)
         if step < self.warmup_steps:
             return decay * (self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps)
         return decay
 
     def build(
-        self, network: Segmenter, max_steps: int, *, beside: Segmenter | None = None
+        self, network: ParameterParts, max_steps: int, *, beside: ParameterParts | None = None
     ) -> tuple[Optimizer, LambdaLR]:
         """Optimiser over the trainable parameters of `network`, and its per-step schedule.
 
@@ -81,7 +87,7 @@ class Optimization:
             optimizer = torch.optim.AdamW(groups, fused=self.fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
 
-    def _groups(self, network: Segmenter) -> list[dict[str, Any]]:
+    def _groups(self, network: ParameterParts) -> list[dict[str, Any]]:
         return parameter_groups(
             network,
             lr=self.lr,

@@ -1,4 +1,4 @@
-"""Self-training on an unlabelled target: DACS, DAFormer and MIC are settings of one method.
+"""Self-training on an unlabelled target: DACS, DAFormer, HRDA and MIC are settings of one method.
 
 DACS: Tranheden, Olsson, Pinto, Svensson, "DACS: Domain Adaptation via Cross-domain Mixed Sampling", WACV 2021.
 DAFormer: Hoyer, Dai, Van Gool, CVPR 2022. MIC: Hoyer, Dai, Wang, Van Gool, "Masked Image Consistency", CVPR 2023.
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from adaptseg.augment.color import Blur, ColorJitter
@@ -29,15 +28,15 @@ from adaptseg.methods.frozen_features import FeatureDistance, FrozenFeatures
 from adaptseg.methods.lessons import (
     Exercise,
     Lesson,
-    Lessons,
     Masking,
-    both_domains,
-    log_probabilities,
+    MixedLessons,
+    domains_to_mix,
     source_lesson,
     taught_cross_entropy,
 )
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import Inference, Segmenter, resize_logits
+from adaptseg.methods.training_pass import loss_names
+from adaptseg.networks import Inference, Segmenter
 from adaptseg.networks.teacher import EMATeacher, TeacherNorm
 
 
@@ -114,13 +113,13 @@ class SelfTraining(Method):
             class_weights=class_weights,
             acceleration=acceleration,
         )
-        self.lessons = Lessons(
-            class_table, seed, confidence_threshold, confidence_scope, mix_scope, jitter=jitter, blur=blur
+        self.lessons = MixedLessons(
+            seed, confidence_threshold, confidence_scope, jitter, blur, mix_scope, class_table.num_classes
         )
         if not 0 <= burn_in < 1:
             raise AdaptSegError(f"model.burn_in is {burn_in}; a share of max_steps inside [0, 1) is expected")
         self.burn_in, self.burn_in_steps = burn_in, 0
-        self.teacher = EMATeacher(self.leader, alpha=alpha, norm=teacher_norm)
+        self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
         self.masking = masking
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold, self.evaluate = negative_threshold, evaluate
@@ -133,7 +132,8 @@ class SelfTraining(Method):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        return ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        passes = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        return loss_names(self.leader, passes)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "teacher": ("teacher.network.", self.teacher.network)}
@@ -155,59 +155,49 @@ class SelfTraining(Method):
     # ---- one step
 
     def step(self, batch: Batch) -> StepResult:
-        source, target = both_domains(batch)
-        loss, logs = self._source_loss(source)
+        source, target = domains_to_mix(batch, "self-training")
+        loss, logs = self._source_loss(source, batch.samples)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
-        lesson, logs["confidence"] = self.lessons.taught(target, self._teacher_logits(target))
+        lesson, logs["confidence"] = self.lessons.taught(target, self.teacher.logits(target.image))
         mixed = self.lessons.mixed(source, target, lesson, batch.samples)
         loss, target_logs = self._target_loss(mixed, target, lesson, batch.samples)
         return StepResult(loss, {**logs, **target_logs})
 
-    def _source_loss(self, source: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.leader(source.image)
-        log_p = log_probabilities(output, source.image)
-        loss = self._cross_entropy("source", log_p, source_lesson(source))
+    def _source_loss(self, source: Labelled, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.said("source", source.image, samples, by=self.leader)
+        loss = taught_cross_entropy("source", said, source_lesson(source), self.weights_of)
         logs = {"source": loss.detach()}
         if self.consistency_weight:
-            consistency = global_mean(*boundary_consistency(log_p, source.labels))
+            consistency = global_mean(*boundary_consistency(said.log_p, source.labels))
             loss = loss + self.consistency_weight * consistency
             logs["consistency"] = consistency.detach()
         if self.frozen is not None:
-            distance = self.frozen.distance(output, source)
+            distance = self.frozen.distance(said.output, source)
             loss = loss + self.frozen.settings.weight * distance
             logs["feature_distance"] = distance.detach()
         return loss, logs
 
-    @torch.no_grad()
-    def _teacher_logits(self, target: Target) -> Tensor:
-        """(B, C, H, W) float32 at the size of the plain target images."""
-        height, width = target.image.shape[-2:]
-        return resize_logits(self.teacher.logits(target.image), (height, width))
-
     def _target_loss(
         self, mixed: Exercise, target: Target, lesson: Lesson, samples: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The leader's losses on mixed and masked images; all but the last are descended."""
-        loss, logs = self._mixed_loss(mixed)
+        """The losses on mixed and masked images; all but the last are descended."""
+        loss, logs = self._mixed_loss(mixed, samples)
         if self.masking is not None:
             self.descend(loss)
-            image = self.lessons.masked(target, self.masking, samples)
-            masked = self._cross_entropy("masked", log_probabilities(self.leader(image), image), lesson)
+            said = self.said("masked", self.lessons.masked(target, self.masking, samples), samples, by=self.leader)
+            masked = taught_cross_entropy("masked", said, lesson, self.weights_of)
             logs["masked"] = masked.detach()
             loss = self.masking.weight * masked
         return loss, logs
 
-    def _mixed_loss(self, mixed: Exercise) -> tuple[Tensor, dict[str, Tensor]]:
-        log_p = log_probabilities(self.leader(mixed.image), mixed.image)
-        loss = self._cross_entropy("mixed", log_p, mixed.lesson)
+    def _mixed_loss(self, mixed: Exercise, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.said("mixed", mixed.image, samples, by=self.leader)
+        loss = taught_cross_entropy("mixed", said, mixed.lesson, self.weights_of)
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
-            negative = global_mean(*negative_learning(log_p, self.negative_threshold))
+            negative = global_mean(*negative_learning(said.log_p, self.negative_threshold))
             loss = loss + self.negative_weight * negative
             logs["negative"] = negative.detach()
         return loss, logs
-
-    def _cross_entropy(self, name: str, log_p: Tensor, lesson: Lesson) -> Tensor:
-        return taught_cross_entropy(log_p, lesson, self.weights_of(name, log_p, lesson.labels))

@@ -7,7 +7,7 @@ are those of the global batch, so any number of processes descends the same loss
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import Inference, resize_logits
+from adaptseg.methods.training_pass import TrainingPass, loss_names
+from adaptseg.networks import Inference
 
 
 class Supervised(Method):
@@ -40,7 +41,7 @@ class Supervised(Method):
         source_weight: of the source cross-entropy.
         target_weight: of the cross-entropy on bought target labels; 0 makes no target pass unless w_n needs it.
         least_bought: floor of that cross-entropy's denominator in pixels of the global batch. 1 is the mean over
-            bought pixels; a larger floor keeps a lone pixel from carrying the full loss.
+            bought pixels; a larger floor keeps a lone pixel from carrying the full loss. The same for a detail crop.
         consistency_weight: of RIPU's boundary consistency on the source (release: 0.1).
         negative_weight: of RIPU's negative learning on all target pixels (release: 1).
         negative_threshold: probability below which a class counts as excluded (release: 0.05).
@@ -86,7 +87,7 @@ class Supervised(Method):
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:
-        return ("source", "target")
+        return loss_names(self.student, ("source", "target"))
 
     def step(self, batch: Batch) -> StepResult:
         losses: dict[str, Tensor] = {}
@@ -97,12 +98,12 @@ class Supervised(Method):
             "negative": self.negative_weight,
         }
         if batch.source is not None:
-            log_p = self._log_probabilities(batch.source.image)
-            losses["source"] = self._cross_entropy("source", log_p, batch.source.labels)
+            said = self.said("source", batch.source.image, batch.samples)
+            losses["source"] = self._cross_entropy("source", said, batch.source.labels)
             if self.consistency_weight:
-                losses["consistency"] = global_mean(*boundary_consistency(log_p, batch.source.labels))
+                losses["consistency"] = global_mean(*boundary_consistency(said.log_p, batch.source.labels))
         if batch.target is not None and (self.target_weight or self.negative_weight):
-            losses |= self._target_losses(batch.target, alone=batch.source is None)
+            losses |= self._target_losses(batch.target, batch.samples, alone=batch.source is None)
         if not losses:
             raise AdaptSegError(
                 "nothing to learn from: there is no data.source, and target_weight and negative_weight are 0; "
@@ -111,25 +112,29 @@ class Supervised(Method):
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return StepResult(loss, losses)
 
-    def _target_losses(self, target: Target, *, alone: bool) -> dict[str, Tensor]:
+    def _target_losses(self, target: Target, samples: Sequence[int], *, alone: bool) -> dict[str, Tensor]:
         # Synchronised batch norm and class weights wait for every rank in every pass, so there all make it or none.
         together = self.class_weights is not None
         together = together or any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules())
         if not (alone or self.negative_weight or target.bought_pixels or together):
             # No pass without labels, as in the release; but every rank takes part in the mean, others may have some.
             nothing = torch.zeros((), device=target.image.device)
-            return {"target": global_mean(nothing, nothing.long(), minimum=self.least_bought)}
-        log_p = self._log_probabilities(target.image)
-        losses = {"target": self._cross_entropy("target", log_p, target.bought, minimum=self.least_bought)}
+            means = [
+                global_mean(nothing, nothing.long(), minimum=self.least_bought)
+                for _ in loss_names(self.student, ("target",))
+            ]
+            return {"target": torch.stack(means).sum()}
+        said = self.said("target", target.image, samples)
+        losses = {"target": self._cross_entropy("target", said, target.bought, minimum=self.least_bought)}
         if self.negative_weight:
-            losses["negative"] = global_mean(*negative_learning(log_p, self.negative_threshold))
+            losses["negative"] = global_mean(*negative_learning(said.log_p, self.negative_threshold))
         return losses
 
-    def _cross_entropy(self, name: str, log_p: Tensor, labels: Tensor, *, minimum: float = 1.0) -> Tensor:
-        weights = self.weights_of(name, log_p, labels)
-        return global_mean(*negative_log_likelihood(log_p, labels, class_weights=weights), minimum=minimum)
-
-    def _log_probabilities(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) float32 log-softmax at the size of the images."""
-        height, width = images.shape[-2:]
-        return resize_logits(self.student(images).logits.float(), (height, width)).log_softmax(1)
+    def _cross_entropy(self, name: str, said: TrainingPass, labels: Tensor, *, minimum: float = 1.0) -> Tensor:
+        losses: list[Tensor] = []
+        for prediction in said.predictions:
+            seen = prediction.term.view(labels)
+            weights = self.weights_of(prediction.called(name), prediction.log_p, seen)
+            sums = negative_log_likelihood(prediction.log_p, seen, class_weights=weights)
+            losses.append(prediction.term.weight * global_mean(*sums, minimum=minimum))
+        return torch.stack(losses).sum()

@@ -2,26 +2,39 @@
 
 from adaptseg.networks.daformer import DAFormer
 from adaptseg.networks.deeplab_v2 import DeepLabV2
+from adaptseg.networks.denoiser import Denoiser, load_denoiser
+from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, FeatureMaps
 from adaptseg.networks.groups import parameter_groups
+from adaptseg.networks.hrda import HRDA
 from adaptseg.networks.inference import Inference, predict_probabilities
-from adaptseg.networks.load import build, describe, load, names
-from adaptseg.networks.segmenter import Normalization, Output, Segmenter, require, resize_logits
+from adaptseg.networks.load import build, describe, load, names, rebuild
+from adaptseg.networks.pixel_segmenter import PixelSegmenter
+from adaptseg.networks.segmenter import LossTerm, Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
 
 __all__ = [
+    "HRDA",
     "DAFormer",
     "DeepLabV2",
+    "Denoiser",
+    "DiffusionFeatures",
+    "EncoderFeatures",
+    "FeatureMaps",
     "Inference",
+    "LossTerm",
     "Normalization",
     "Output",
+    "PixelSegmenter",
     "Segmenter",
     "SmpSegmenter",
     "build",
     "describe",
     "load",
+    "load_denoiser",
     "names",
     "parameter_groups",
     "predict_probabilities",
+    "rebuild",
     "require",
     "resize_logits",
 ]

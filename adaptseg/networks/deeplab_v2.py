@@ -77,6 +77,11 @@ class DeepLabV2(EncoderDecoder):
         auxiliary = {} if self.auxiliary_head is None else {"conv4": self.auxiliary_head(features[-2])}
         return self.head(features[-1]), auxiliary
 
+    @property
+    def auxiliary_logits(self) -> frozenset[str]:
+        """See `Segmenter.auxiliary_logits`."""
+        return frozenset() if self.auxiliary_head is None else frozenset({"conv4"})
+
     def config(self) -> dict[str, Any]:
         """See `Segmenter.config`."""
         return {"class_path": "adaptseg.networks.DeepLabV2", "init_args": dict(self._init_args)}

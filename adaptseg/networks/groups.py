@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from torch import nn
 
-from adaptseg.networks.segmenter import Segmenter
+
+class ParameterParts(Protocol):
+    """A network whose encoder and head learn at rates of their own, as a `Segmenter`'s."""
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def head_parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 def parameter_groups(
-    segmenter: Segmenter, *, lr: float, head_lr_factor: float, weight_decay: float, decay_norm_and_bias: bool = True
+    network: ParameterParts, *, lr: float, head_lr_factor: float, weight_decay: float, decay_norm_and_bias: bool = True
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser; each trainable parameter is in exactly one, and no group is empty.
 
@@ -27,8 +33,8 @@ def parameter_groups(
     """
     groups: list[dict[str, Any]] = []
     parts = (
-        ("encoder", segmenter.encoder_parameters(), lr),
-        ("head", segmenter.head_parameters(), lr * head_lr_factor),
+        ("encoder", network.encoder_parameters(), lr),
+        ("head", network.head_parameters(), lr * head_lr_factor),
     )
     for name, parameters, rate in parts:
         decayed, spared = _split(parameters, everything=decay_norm_and_bias)

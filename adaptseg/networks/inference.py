@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.segmenter import Segmenter, resize_logits
+from adaptseg.networks.windows import WindowMean, window_corners
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,16 @@ def _logits(segmenter: Segmenter, images: Tensor, inference: Inference, *, mirro
     size = (images.shape[-2], images.shape[-1])
     window = (min(inference.window[0], size[0]), min(inference.window[1], size[1]))
     stride = inference.stride or (max(1, round(window[0] * 2 / 3)), max(1, round(window[1] * 2 / 3)))
-    corners = list(product(*(_offsets(s, w, d) for s, w, d in zip(size, window, stride, strict=True))))
+    corners = window_corners(size, window, stride)
     batch = images.shape[0]
-    total = images.new_zeros((batch, segmenter.num_classes, *size), dtype=torch.float32)
-    count = images.new_zeros(size, dtype=torch.float32)
+    mean = WindowMean((batch, segmenter.num_classes, *size), torch.float32, images.device)
     for start in range(0, len(corners), inference.batch):
         chunk = corners[start : start + inference.batch]
         views = torch.cat([images[..., y : y + window[0], x : x + window[1]] for y, x in chunk])
         read = resize_logits(_read(segmenter, views, mirrored), window, inference.align_corners)
-        for (y, x), logits in zip(chunk, read.split(batch), strict=True):
-            total[..., y : y + window[0], x : x + window[1]] += logits
-            count[y : y + window[0], x : x + window[1]] += 1
-    return total.div_(count)
+        for corner, logits in zip(chunk, read.split(batch), strict=True):
+            mean.add(corner, logits)
+    return mean.mean()
 
 
 def _read(segmenter: Segmenter, images: Tensor, mirrored: bool) -> Tensor:
@@ -97,8 +95,3 @@ def _read(segmenter: Segmenter, images: Tensor, mirrored: bool) -> Tensor:
     if not mirrored:
         return segmenter(images).logits.float()
     return segmenter(images.flip(-1)).logits.float().flip(-1)
-
-
-def _offsets(size: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows that cover `size`; the last one is moved back inside the image."""
-    return [*range(0, size - window, stride), size - window]

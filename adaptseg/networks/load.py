@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -18,9 +18,17 @@ ENTRY = "adaptseg"
 """Key of a checkpoint under which `describe` is stored."""
 
 
+class Describable(Protocol):
+    """A network that says how to make it anew."""
+
+    def config(self) -> dict[str, Any]:
+        """{"class_path": ..., "init_args": {...}} of plain types."""
+        ...
+
+
 def describe(
-    networks: Mapping[str, tuple[str, Segmenter]],
-    class_table: ClassTable,
+    networks: Mapping[str, tuple[str, Describable]],
+    class_table: ClassTable | None,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[str, Any]:
@@ -28,12 +36,12 @@ def describe(
 
     Args:
         networks: name ("student", "teacher") -> (prefix of its keys in the state dict, e.g. "student.", the network).
-        class_table: the classes of the logits.
+        class_table: the classes of the logits; None if no network has logits.
         mean, std: normalisation of the images, one number a channel, RGB in [0, 1].
     """
     return {
         "networks": {name: {"prefix": prefix, "config": s.config()} for name, (prefix, s) in networks.items()},
-        "class_table": class_table.to_dict(),
+        "class_table": None if class_table is None else class_table.to_dict(),
         "normalization": {"mean": [float(v) for v in mean], "std": [float(v) for v in std]},
     }
 
@@ -54,33 +62,46 @@ def load(
         AdaptSegError: no such file, not a checkpoint of adaptseg, no such network in it, weights that do not fit
             strictly, or another class table than the caller's.
     """
-    path = _checkpoint(checkpoint_or_run_dir)
-    checkpoint = _read(path)
+    path, checkpoint = _read(checkpoint_or_run_dir)
+    segmenter = _rebuilt(path, checkpoint, network)
+    if not isinstance(segmenter, Segmenter):
+        raise AdaptSegError(f"{path}: network '{network}' is a {type(segmenter).__name__}, not a Segmenter")
     entry = checkpoint[ENTRY]
-    if network not in entry["networks"]:
-        raise AdaptSegError(f"{path} has no network '{network}'; it has {', '.join(sorted(entry['networks']))}")
     saved_table = ClassTable.from_dict(entry["class_table"])
     if class_table is not None:
         class_table.require_same(saved_table, str(path))
-    segmenter = build(entry["networks"][network]["config"])
-    if not isinstance(segmenter, Segmenter):
-        raise AdaptSegError(f"{path}: network '{network}' is a {type(segmenter).__name__}, not a Segmenter")
-    prefix = entry["networks"][network]["prefix"]
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    try:
-        segmenter.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise AdaptSegError(f"{path}: weights under '{prefix}' do not fit network '{network}': {reason}") from error
     segmenter.class_table = saved_table
     normalization = entry["normalization"]
     segmenter.normalization = Normalization(tuple(normalization["mean"]), tuple(normalization["std"]))
-    return segmenter.eval()
+    return segmenter
+
+
+def rebuild(checkpoint_or_run_dir: str | Path, network: str) -> nn.Module:
+    """Any network of a checkpoint, also one that is no Segmenter, on the CPU and in eval mode.
+
+    Arguments and errors are those of `load`.
+    """
+    return _rebuilt(*_read(checkpoint_or_run_dir), network)
+
+
+def _rebuilt(path: Path, checkpoint: dict[str, Any], network: str) -> nn.Module:
+    saved = checkpoint[ENTRY]["networks"]
+    if network not in saved:
+        raise AdaptSegError(f"{path} has no network '{network}'; it has {', '.join(sorted(saved))}")
+    module, prefix = build(saved[network]["config"]), saved[network]["prefix"]
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdaptSegError(f"{path}: weights under '{prefix}' do not fit network '{network}': {reason}") from error
+    return module.eval()
 
 
 def names(checkpoint_or_run_dir: str | Path) -> tuple[str, ...]:
     """The networks that `load` can rebuild from a checkpoint or run directory."""
-    return tuple(_read(_checkpoint(checkpoint_or_run_dir))[ENTRY]["networks"])
+    _, checkpoint = _read(checkpoint_or_run_dir)
+    return tuple(checkpoint[ENTRY]["networks"])
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -110,15 +131,13 @@ def _build_nested(value: Any) -> Any:
     return [_build_nested(v) for v in value] if isinstance(value, list) else value
 
 
-def _checkpoint(checkpoint_or_run_dir: str | Path) -> Path:
+def _read(checkpoint_or_run_dir: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint, and where it lies."""
     path = Path(checkpoint_or_run_dir)
-    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-
-
-def _read(path: Path) -> dict[str, Any]:
+    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise AdaptSegError(f"{path} does not exist; give a checkpoint or a run directory with checkpoints/last.ckpt")
     checkpoint = read_torch_file(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not {ENTRY, "state_dict"} <= checkpoint.keys():
         raise AdaptSegError(f"{path} is not a checkpoint of adaptseg: it lacks '{ENTRY}' or 'state_dict'")
-    return checkpoint
+    return path, checkpoint

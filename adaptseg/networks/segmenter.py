@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from adaptseg.classes import ClassTable
 from adaptseg.errors import AdaptSegError
+from adaptseg.networks.activations import checkpoint_blocks
+from adaptseg.networks.windows import Corner, cut_windows
 
 Argument = Literal["crop", "token_mask"]
 
@@ -30,6 +32,28 @@ class Output(NamedTuple):
     auxiliary: dict[str, Tensor]
 
 
+class LossTerm(NamedTuple):
+    """One prediction of a training pass that a pixel loss judges.
+
+    Attributes:
+        name: "" for the network's answer, else of `Segmenter.auxiliary_losses`.
+        logits: (B, C, h, w) at native stride.
+        size: (H', W') pixels that the logits speak of.
+        weight: of the loss; the weights of a pass sum to 1.
+        corners: where those pixels begin in each image; None: the logits speak of the whole image.
+    """
+
+    name: str
+    logits: Tensor
+    size: tuple[int, int]
+    weight: float = 1.0
+    corners: tuple[Corner, ...] | None = None
+
+    def view(self, pixels: Tensor) -> Tensor:
+        """The part (B, H', W') of labels or weights (B, H, W) that the logits speak of."""
+        return pixels if self.corners is None else cut_windows(pixels, self.corners, self.size)
+
+
 class Normalization(NamedTuple):
     """Per-channel mean and standard deviation (RGB in [0, 1]) of the images a network was trained on."""
 
@@ -47,10 +71,12 @@ class Segmenter(nn.Module, ABC):
         pretrained: whether the encoder was given pre-trained weights when it was made; False in a network that `load`
             rebuilt, whatever its weights once started from.
         accepts: which optional arguments of `forward` the network can honour.
+        auxiliary_losses: names of the predictions in `Output.auxiliary` that training judges too; see `loss_terms`.
         class_table, normalization: what the weights were trained for; None until `adaptseg.networks.load` sets them.
     """
 
     accepts: ClassVar[frozenset[Argument]] = frozenset()
+    auxiliary_losses: tuple[str, ...] = ()
     encoder: nn.Module
 
     def __init__(self, num_classes: int) -> None:
@@ -69,12 +95,32 @@ class Segmenter(nn.Module, ABC):
         """Normalised images (B, 3, H, W) of any size to `Output`.
 
         Args:
-            crop: where the images lie in a larger picture; its form belongs to the network that accepts it.
+            crop: what part of the images to look at closely; its form belongs to the network that accepts it.
             token_mask: (B, h, w) bool, the encoder tokens to hide.
 
         Raises:
             AdaptSegError: an argument was given that is not in `accepts`.
         """
+
+    def training_crop(self, size: tuple[int, int], draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor | None:
+        """The `crop` of a training pass; None, and no draw, where the network takes none.
+
+        Args:
+            size: (H, W) of the images.
+            draw: shape to uniform numbers (B, *shape) in [0, 1) on the CPU, a row for each sample of the batch.
+        """
+        return None
+
+    def loss_terms(self, output: Output, size: tuple[int, int], crop: Tensor | None) -> tuple[LossTerm, ...]:
+        """What of a training pass on images of `size` a pixel loss judges: the answer first, then what the network
+        names in `auxiliary_losses`, in that order.
+
+        Args:
+            output: of this network for `crop`.
+            size: (H, W) of the images.
+            crop: what the pass was called with.
+        """
+        return (LossTerm("", output.logits, size),)
 
     def encoded(self, images: Tensor) -> list[Tensor]:
         """`Output.features` alone, where a network can spare the head's work.
@@ -86,6 +132,19 @@ class Segmenter(nn.Module, ABC):
         if features is None:
             raise AdaptSegError(f"{type(self).__name__} shows no encoder features; change the network's class_path")
         return features
+
+    @property
+    def auxiliary_logits(self) -> frozenset[str]:
+        """Names in `Output.auxiliary` of further logits (B, C, h, w), which a multi-level method may train."""
+        return frozenset()
+
+    def checkpoint_encoder(self) -> None:
+        """Make training keep no activations inside the encoder's blocks but compute them again for the gradient.
+
+        Raises:
+            AdaptSegError: see `checkpoint_blocks`.
+        """
+        checkpoint_blocks(self.encoder)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

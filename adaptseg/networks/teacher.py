@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from timm.layers import DropPath  # pyright: ignore[reportPrivateImportUsage]
@@ -16,9 +16,10 @@ from adaptseg.errors import AdaptSegError
 from adaptseg.networks.segmenter import Segmenter
 
 TeacherNorm = Literal["copied", "batch"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class EMATeacher(nn.Module):
+class EMATeacher(nn.Module, Generic[Network]):
     """An exponential moving average of a student's parameters (Tarvainen and Valpola, NeurIPS 2017; as in DACS).
 
     Updated after student step k = 1, 2, ... with teacher <- a teacher + (1 - a) student, a = min(1 - 1/(k+1), alpha):
@@ -35,7 +36,7 @@ class EMATeacher(nn.Module):
             batch in training and running statistics of its own in evaluation. The same for networks without batch norm.
     """
 
-    def __init__(self, student: Segmenter, *, alpha: float = 0.999, norm: TeacherNorm = "copied") -> None:
+    def __init__(self, student: Network, *, alpha: float = 0.999, norm: TeacherNorm = "copied") -> None:
         super().__init__()
         if not 0 <= alpha < 1:
             raise AdaptSegError(f"model.alpha is {alpha}; the teacher's share that stays is expected inside [0, 1)")
@@ -46,7 +47,7 @@ class EMATeacher(nn.Module):
         self.updates = 0
         self.train()
 
-    def train(self, mode: bool = True) -> EMATeacher:
+    def train(self, mode: bool = True) -> EMATeacher[Network]:
         super().train(mode and self.norm == "batch")
         for module in self.network.modules():
             if isinstance(module, (_DropoutNd, DropPath)):
@@ -58,7 +59,7 @@ class EMATeacher(nn.Module):
         return min(1 - 1 / (update + 1), self.alpha)
 
     @torch.no_grad()
-    def update(self, student: Segmenter) -> None:
+    def update(self, student: Network) -> None:
         """Move towards the student; call once after each of its steps."""
         self.updates += 1
         mine, theirs = tuple(self.network.parameters()), tuple(student.parameters())
@@ -68,7 +69,7 @@ class EMATeacher(nn.Module):
                 own.copy_(other)
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self: EMATeacher[Segmenter], images: Tensor) -> Tensor:
         """Logits (B, C, h, w) float32 at native stride of normalised images (B, 3, H, W)."""
         return self.network(images).logits.float()
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from adaptseg.classes import STREETS
 from adaptseg.data import Batch, DomainPair, Streets
 from adaptseg.methods import Method, Optimization, Supervised
-from adaptseg.networks import SmpSegmenter, resize_logits
+from adaptseg.networks import Segmenter, SmpSegmenter, resize_logits
 
 
 def prepared_batches(size: int, count: int) -> list[Batch]:
@@ -57,7 +57,7 @@ def bare_step(network: SmpSegmenter, batch: Batch) -> None:
     network.zero_grad()
 
 
-def cross_entropy(network: SmpSegmenter, images: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(network: Segmenter, images: Tensor, labels: Tensor) -> Tensor:
     logits = resize_logits(network(images).logits, (labels.shape[-2], labels.shape[-1]))
     return F.cross_entropy(logits, labels, ignore_index=255)
 

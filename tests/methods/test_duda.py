@@ -20,7 +20,7 @@ from adaptseg.classes import CAMVID, STREETS, VOID
 from adaptseg.data import Batch
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods import DUDA, GBW, Distillation, FineTuning, Masking, Optimization, SelfTraining, Teacher
-from adaptseg.networks import SmpSegmenter
+from adaptseg.networks import HRDA, SmpSegmenter
 
 SEED = 3
 __all__ = ["batch"]  # a fixture that two modules share
@@ -171,6 +171,26 @@ def test_networks_of_any_kind_and_stride(batch: Batch, reverse: bool) -> None:
     assert torch.isfinite(result.loss)
     for network in (model.student, model.large):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.encoder_parameters())
+
+
+def test_hrda_may_be_the_large_one_and_the_small_one_too(batch: Batch) -> None:
+    """Every pass judges the detail as well; the teacher's answer that is distilled is the fused one."""
+
+    def wide(classes: int) -> HRDA:
+        return HRDA(classes, segmenter=large, detail=(16, 32), attention_channels=8, norm="group")
+
+    for network, suffixes in ((small, ("",)), (wide, ("", "_detail"))):
+        model = method(large=wide, network=network, masking=Masking(block=8), small_masking=True, class_weights=GBW())
+        result = model.step(batch)
+        result.loss.backward()
+        assert torch.isfinite(result.loss)
+        of_large = [f"{name}{end}" for name in ("source", "mixed", "masked") for end in ("", "_detail")]
+        of_small = [f"small_{name}{end}" for name in ("source", "mixed", "masked") for end in suffixes]
+        assert model.weighted_losses == (*of_large, *of_small)
+        assert model.class_weights is not None
+        assert model.class_weights.latest.keys() == set(model.weighted_losses)
+        for trained in (model.student, model.large):
+            assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.parameters())
 
 
 def test_a_resume_repeats_everything(tmp_path: Path) -> None:

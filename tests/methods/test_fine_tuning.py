@@ -20,7 +20,7 @@ from adaptseg.data import Batch
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.fusion import channel_fusion
 from adaptseg.losses.inconsistency import class_inconsistency, inconsistency_weights
-from adaptseg.measure import Measurement
+from adaptseg.measurement import Measurement
 from adaptseg.methods import (
     ChannelFusion,
     Distillation,
