@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from adaptseg import __version__
 from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict", "data", "measure", "export")
+VERBS = ("fit", "validate", "test", "predict", "job", "data", "measure", "export")
 
-JOBS = {"measure": "adaptseg.measure", "export": "adaptseg.export"}
-"""Verbs that need torch but no trainer -> the module whose `run` does them."""
+OWN = {"job": "adaptseg.jobs", "measure": "adaptseg.measure", "export": "adaptseg.export"}
+"""Verbs that train nothing -> the module whose `run` does them; the others are those of `lightning_cli`."""
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
 
@@ -23,6 +23,7 @@ verbs
   validate   score the last state of a run on the tuning split (data.val)
   test       score it on the split that tables report (data.test)
   predict    write predictions/<key>.png (train ids) for data.predict, data.test or data.val
+  job        run a recipe's `job:` block: the light work between the trainings of a staged recipe
   data check read every label file of a recipe's `data:`: counts, sizes, label values, class frequencies, what is broken
                --workers N   processes; default: one per core
                --images      decode the images too, not only their headers
@@ -43,6 +44,11 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
   --preempt_signal S   what announces a preemption: save, stop with code 75  (fit; default USR1)
   --certainty     also write <key>.certainty.png, uint8 per cent             (predict)
   --ckpt_path P   another checkpoint than the run's last                     (validate, test, predict)
+  --folder DIR    exactly this run directory instead of RUNS/<recipe>/<name>/
+  --stage NAME    which training of a staged recipe; default: the last       (validate, test, predict)
+
+a staged recipe (`stages:`) is fitted stage by stage, each in RUNS/<recipe>/<name>/<stage>/; the same command skips what
+is done. Flags lie over all stages, --stages.NAME.KEY over one
 
 where those two find and leave things
   --checkpoint P  a run directory or a checkpoint                            (measure, export)
@@ -84,17 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
-    # Imported here: torch and lightning take three seconds that help does not need.
+    # Each is imported here: torch and lightning take three seconds that help does not need.
     if verb == "data":
         from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
 
         return look(arguments)
-    if verb in JOBS:
-        importlib.import_module(JOBS[verb]).run(arguments)
-    else:
-        from adaptseg.lightning_cli import run
+    from adaptseg import stages
 
-        run(verb, arguments)
+    if stages.is_staged(arguments):
+        from adaptseg.staged_run import run_staged
+
+        return run_staged(verb, arguments)
+    importlib.import_module(OWN.get(verb, "adaptseg.lightning_cli")).run(verb, arguments)
     return 0
 
 

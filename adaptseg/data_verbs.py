@@ -20,7 +20,8 @@ from adaptseg.data.check import SplitReport, as_ranges, findings, table_problems
 from adaptseg.data.named import Evaluated, named
 from adaptseg.data.sheet import contact_sheet, frequency_bars
 from adaptseg.errors import AdaptSegError, of_ours
-from adaptseg.parsing import START, OwnOptions, Refusals, one_line
+from adaptseg.options import OwnOptions
+from adaptseg.parsing import START, Refusals, one_line
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 SPLITS: dict[str, Any] = {

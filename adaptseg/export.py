@@ -28,7 +28,7 @@ from adaptseg.console import say
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks import Normalization, Segmenter, resize_logits
 from adaptseg.networks.weights import first_line
-from adaptseg.parsing import OwnOptions
+from adaptseg.options import OwnOptions
 
 FORMATS = ("safetensors", "pt2", "onnx")
 STEP = 32
@@ -191,9 +191,9 @@ def costs(segmenter: Segmenter, size: tuple[int, int], *, repeats: int = 5) -> d
     }
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(verb: str, arguments: Sequence[str]) -> None:
     """The verb; AdaptSegError for everything the user can mend."""
-    options = _options(arguments)
+    options = _options(verb, arguments)
     size = (int(options.size[0]), int(options.size[1]))
     if any(side % STEP or side < 2 * STEP for side in size):
         raise AdaptSegError(f"--size is {size[0]} {size[1]}; multiples of {STEP} from {2 * STEP} on are expected")
@@ -253,8 +253,8 @@ def _tell(report: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = OwnOptions(prog="adaptseg export", add_help=False, allow_abbrev=False)
+def _options(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--network", default="student")
     parser.add_argument("--output", required=True)

@@ -42,7 +42,8 @@ from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError, of_ours
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method, Training
-from adaptseg.parsing import START, Refusals, one_line, own_options
+from adaptseg.options import own_options
+from adaptseg.parsing import START, Refusals, one_line
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 
 TRAINER_DEFAULTS = {
@@ -59,6 +60,10 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     """Parse and run one verb. Raises AdaptSegError for everything the user can mend."""
     _quiet(verb)
     options, rest = own_options(verb, arguments)
+    if options.stage is not None:
+        raise AdaptSegError(
+            f"--stage {options.stage} is about staged recipes; none of the --config files has `stages:`"
+        )
     configs, rest = take_configs(rest)
     merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
     # ActionConfigFile accepts the text of a config in place of a path.
@@ -125,7 +130,7 @@ class AdaptSegCLI(LightningCLI):
         seed = config.seed_everything
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise AdaptSegError(f"seed_everything is {seed}; a whole number from 0 on is expected")
-        self.folder = run_directory.run_directory(
+        self.folder = self.options.folder or run_directory.run_directory(
             self.options.runs, self.configs, self.options.name, config.seed_everything
         )
         config.trainer.default_root_dir = str(self.folder)

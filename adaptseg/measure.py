@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from adaptseg.console import say
 from adaptseg.data import DomainPair
 from adaptseg.data.transforms import trusted_map
 from adaptseg.errors import AdaptSegError
+from adaptseg.jobs import Job, Workplace
 from adaptseg.lightning_cli import Parser
 from adaptseg.losses.inconsistency import divergence_by_class
 from adaptseg.measurement import Measurement
 from adaptseg.networks import Inference, Segmenter
-from adaptseg.parsing import OwnOptions
+from adaptseg.options import OwnOptions
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 from adaptseg.tensors import likeliest
 
@@ -101,7 +103,11 @@ def compare(
     divergence: bool = False,
     device: torch.device | str = "cpu",
 ) -> Measurement:
-    """`measure` of a run's small student and a large network, the same run's or another's, with a progress bar.
+    """`measure` of a run's small student and a large network, with a progress bar.
+
+    Args:
+        large: the run directory or checkpoint that holds the large network; None = the same.
+        large_network: its name there.
 
     Raises:
         AdaptSegError: a checkpoint that is not there, lacks the network, or has other classes than the data.
@@ -115,9 +121,44 @@ def compare(
     )
 
 
-def run(arguments: Sequence[str]) -> None:
+class MeasureInconsistency(Job):
+    """The stage between DUDA's two: `adaptseg measure` as a light job, which leaves `inconsistency.json`.
+
+    Args:
+        run: run directory or checkpoint of stage 1.
+        large, large_network: see `compare`.
+        inference: how scenes are read; a job does not see what `model.inference` of stage 1 says.
+        divergence: also the mean KL per class, for `InconsistencyWeights` of kind `kl`.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        large: str | None = None,
+        large_network: str = "teacher",
+        inference: Inference = Inference(),
+        divergence: bool = False,
+    ) -> None:
+        self.checkpoint, self.large, self.large_network = run, large, large_network
+        self.inference, self.divergence = inference, divergence
+
+    def run(self, place: Workplace) -> None:
+        found = compare(
+            self.checkpoint,
+            place.require_data(),
+            large=self.large,
+            large_network=self.large_network,
+            inference=self.inference,
+            divergence=self.divergence,
+            device=place.device,
+        )
+        _keep(found, place.folder / "inconsistency.json")
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
     """The verb; AdaptSegError for everything the user can mend."""
-    options, rest = _options(arguments)
+    options, rest = _options(verb, arguments)
     configs, rest = take_configs(rest)
     merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
     data, inference = _built(merged, rest)
@@ -130,13 +171,17 @@ def run(arguments: Sequence[str]) -> None:
         divergence=options.divergence,
         device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    found.write(options.output)
+    _keep(found, Path(options.output))
+
+
+def _keep(found: Measurement, path: Path) -> None:
+    found.write(path)
     agreed = float(found.confusion.diagonal().sum() / found.confusion.sum().clamp(min=1))
-    say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {options.output}")
+    say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {path}")
 
 
-def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OwnOptions(prog="adaptseg measure", add_help=False, allow_abbrev=False)
+def _options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--large")
     parser.add_argument("--large-network", default="teacher")

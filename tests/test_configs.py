@@ -14,9 +14,12 @@ from tiny import tiny_flags
 from adaptseg.cli import main
 from adaptseg.lightning_cli import AdaptSegCLI
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes
+from adaptseg.stages import as_tokens, read_stages, resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = [path for path in sorted(CONFIGS.glob("*.yaml")) if "stages" not in load_recipe(path)]
+STAGED = [path for path in sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("paper/**/*.yaml")]) if path not in RECIPES]
+STAGED = [path for path in STAGED if "stages" in load_recipe(path)]
 BLOCKS = {"active": "active", "data": "data", "class_weights": "model"}
 """Folder of overlays -> the only key they set."""
 OVERLAYS = sorted(path for folder in BLOCKS for path in (CONFIGS / folder).glob("*.yaml"))
@@ -87,6 +90,23 @@ def test_every_overlay_parses_on_every_recipe(recipe: Path):
             assert laid.model.init_args.class_weights.class_path.startswith("adaptseg.methods.")
             laid.model.init_args.class_weights = None
         assert laid.model == alone.model
+
+
+@pytest.mark.parametrize("recipe", STAGED, ids=lambda path: path.stem)
+def test_every_stage_of_a_staged_recipe_parses(recipe: Path, tmp_path: Path):
+    from adaptseg import ensemble, measure  # noqa: F401  (jobs, by class name)
+    from adaptseg.jobs import _parser
+
+    names: list[str] = []
+    for stage in read_stages([recipe], [], "/data"):
+        resolved = resolve(stage.recipe, tmp_path, names)
+        tokens = as_tokens(stage.flags, tmp_path, names)
+        text = ["--config", yaml.safe_dump(resolved), *tokens]
+        if stage.verb == "job":
+            assert _parser().parse_args(text).job is not None
+        else:
+            assert ParseOnly(argparse.Namespace(), [recipe], ["fit", *text]).config.fit.model is not None
+        names.append(stage.name)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

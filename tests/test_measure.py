@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_export import saved
 from tiny import TinySegmenter
 
@@ -18,6 +19,7 @@ from adaptseg.data import DomainPair, Streets
 from adaptseg.measure import Counts, measure
 from adaptseg.measurement import Measurement
 from adaptseg.networks import Inference
+from adaptseg.recipes import load_recipe
 
 SIZE = (32, 64)
 CLASSES = STREETS.num_classes
@@ -106,3 +108,18 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no network 'teacher'; it has large, student" in capsys.readouterr().err
     assert main(["measure", "--checkpoint", "x"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_the_job_leaves_what_the_verb_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = saved(tmp_path, sure(4, 1), sure(8, 2))
+    given = ["--config", str(Path(__file__).parents[1] / "configs" / "duda_stage1.yaml")]
+    given += ["--data.target.count", "2", "--data.target.size", "[32, 64]"]
+    verb = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "m.json"), "--device", "cpu"]
+    assert main(["measure", *given, *verb, "--large-network", "large", "--divergence"]) == 0, capsys.readouterr().err
+    recipe = {"class_path": "MeasureInconsistency", "init_args": {"run": str(checkpoint), "large_network": "large"}}
+    overlay = tmp_path / "job.yaml"
+    data = load_recipe(Path(given[1]))["data"]
+    overlay.write_text(yaml.safe_dump({"data": data, "job": recipe}))
+    job = ["--config", str(overlay), *given[2:], "--job.divergence", "true", "--accelerator", "cpu"]
+    assert main(["job", *job, "--folder", str(tmp_path / "measured")]) == 0, capsys.readouterr().err
+    assert (tmp_path / "measured" / "inconsistency.json").read_bytes() == (tmp_path / "m.json").read_bytes()

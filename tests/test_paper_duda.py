@@ -31,7 +31,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_host_has_every_pair() -> None:
     expected = sorted(f"{host}_{pair}" for host in HOSTS for pair in PAIRS)
-    assert sorted(path.stem for path in (FOLDER / "stage1").glob("*.yaml")) == expected
+    for folder in (FOLDER, FOLDER / "stage1"):
+        assert sorted(path.stem for path in folder.glob("*.yaml")) == expected
     assert sorted(path.stem for path in (FOLDER / "stage2").glob("*.yaml")) == sorted(PAIRS)
     students = [path.stem for path in STUDENTS]
     assert students == ["mit_b0", "mit_b1", "mit_b2", "resnet101", "resnet18", "resnet50"]

@@ -20,7 +20,7 @@ from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import HRDA, DAFormer, DeepLabV2
 from adaptseg.recipes import load_recipe
 
-PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+PAPER = [path for path in sorted((CONFIGS / "paper").glob("*.yaml")) if "stages" not in load_recipe(path)]
 RECIPES = [path for path in PAPER if load_recipe(path)["model"]["class_path"] == "SelfTraining"]
 
 

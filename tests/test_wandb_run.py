@@ -17,7 +17,7 @@ from wandb.proto import wandb_internal_pb2 as proto
 from adaptseg import wandb_run
 from adaptseg.callbacks.preemption import REQUEUE_CODE
 from adaptseg.errors import AdaptSegError
-from adaptseg.parsing import own_options
+from adaptseg.options import own_options
 
 CONFIG: dict[str, Any] = {
     "model": {"class_path": "adaptseg.methods.SelfTraining"},

@@ -105,6 +105,8 @@ class Acquisition(Callback, ABC):
         if stage != "fit":
             return
         data = pair_of(trainer)
+        if data.target_labels is not None:
+            raise AdaptSegError("data.target_labels labels the pool already: leave out it or the `active:` block")
         self.oracle.bind(data.pool)
         self.fire_at = self.round_steps(trainer.max_steps, data.tick_length(trainer.max_steps))
         late = [step for step in self.fire_at if step >= trainer.max_steps]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from adaptseg import storage
 from adaptseg.data.batch import Labelled
+from adaptseg.data.label_folder import CERTAINTY, write_map
 
 
 class PredictionWriter(Callback):
@@ -39,14 +36,7 @@ class PredictionWriter(Callback):
         folder = Path(trainer.default_root_dir) / "predictions"
         for key, probabilities in zip(batch.keys, outputs, strict=True):
             certainty, predicted = probabilities.max(0)
-            _write_png(folder / f"{key}.png", predicted.cpu().numpy().astype(np.uint8))
+            write_map(folder / f"{key}.png", predicted.cpu().numpy().astype(np.uint8))
             if self.certainty:
                 per_cent = (certainty * 100).round().cpu().numpy().astype(np.uint8)
-                _write_png(folder / f"{key}.certainty.png", per_cent)
-
-
-def _write_png(path: Path, values: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    storage.atomic_write(path, buffer.getvalue())
+                write_map(folder / f"{key}{CERTAINTY}", per_cent)

@@ -192,7 +192,8 @@ def _line(cells: tuple[str, ...]) -> str:
 def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
     if trainer.is_global_zero:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        fields = dict.fromkeys(name for row in history for name in row)  # the first round has no network to judge
+        writer = csv.DictWriter(text, fieldnames=list(fields), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
         storage.atomic_write(Path(trainer.default_root_dir) / "rounds.csv", text.getvalue())

@@ -22,6 +22,7 @@ from adaptseg.data.datasets import (
     collate_labelled,
     collate_pair,
 )
+from adaptseg.data.label_folder import LabelFolder
 from adaptseg.data.named import Evaluated, named
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.rare_classes import RareClasses, RareClassSampling
@@ -67,6 +68,8 @@ class DomainPair(LightningDataModule):
             blurred rims: DAFormer [0.029297, 0.234375, 0, 0], HRDA and MIC [0.029297, 0.234375, 0.014648, 0.014648].
         cache: folder, shared by runs, for what is counted once on a data set.
         statistics: class statistics of the source, a file from another run's `cache`; null = counted on first use.
+        target_labels: folder of label maps `<key>.png` of all target scenes (train ids, 255 = none): what networks
+            said, trained on as if it had been bought. Not to be had together with an acquisition.
         seed: filled in from `seed_everything`.
     """
 
@@ -92,6 +95,7 @@ class DomainPair(LightningDataModule):
         untrusted_margins: Margins = (0.0, 0.0, 0.0, 0.0),
         cache: str = "cache",
         statistics: str | None = None,
+        target_labels: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,6 +116,7 @@ class DomainPair(LightningDataModule):
         self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
         self.rare_class_sampling, self.max_class_share = rare_class_sampling, max_class_share
         self.untrusted_margins, self.cache, self.statistics = untrusted_margins, cache, statistics
+        self.target_labels = target_labels
         self.bought: BoughtLabels | None = None
         self._statistics: ClassStatistics | None = None
         self._rare_classes: RareClasses | None = None
@@ -202,6 +207,8 @@ class DomainPair(LightningDataModule):
         return self._rare_classes
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.target_labels is not None:
+            self.bought = LabelFolder(self.target_labels, self.class_table, self.pool.keys)
         if stage == "fit":
             self.rare_classes()  # counted, or found wanting, before anything else begins
 
@@ -266,7 +273,11 @@ class DomainPair(LightningDataModule):
 
     def pool_loader(self, rank: int, world_size: int) -> DataLoader:
         """This rank's strided, unpadded share of the pool, one image at a time, as `Labelled` with void labels."""
-        return self._evaluation_loader(self.pool, self.pool.keys[rank::world_size], with_labels=False)
+        return self.loader_of_pool(self.pool.keys[rank::world_size])
+
+    def loader_of_pool(self, keys: Sequence[str]) -> DataLoader:
+        """Some scenes of the pool, one at a time, as `Labelled` with void labels."""
+        return self._evaluation_loader(self.pool, keys, with_labels=False)
 
     # ---- evaluation
 

@@ -54,3 +54,21 @@ def any_over_ranks(flags: Tensor) -> Tensor:
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values as float32 (a softmax, a logarithm, 1e-6 need it under autocast); others unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum over all processes of a tensor without gradient. A collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The (n,) values of all processes in rank order, without gradient; n must be the same on each. A collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

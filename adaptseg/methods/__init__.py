@@ -5,6 +5,7 @@ from adaptseg.methods.adversarial import Adversarial as Adversarial
 from adaptseg.methods.base import Method as Method
 from adaptseg.methods.base import StepResult as StepResult
 from adaptseg.methods.class_weights import GBW as GBW
+from adaptseg.methods.class_weights import BatchBalance as BatchBalance
 from adaptseg.methods.class_weights import ClassWeights as ClassWeights
 from adaptseg.methods.class_weights import EffectiveNumber as EffectiveNumber
 from adaptseg.methods.class_weights import FixedWeights as FixedWeights
@@ -14,6 +15,7 @@ from adaptseg.methods.denoising import Denoising as Denoising
 from adaptseg.methods.discriminators import DiscriminatorTraining as DiscriminatorTraining
 from adaptseg.methods.distillation import Distillation as Distillation
 from adaptseg.methods.duda import DUDA as DUDA
+from adaptseg.methods.ensemble_student import EnsembleStudent as EnsembleStudent
 from adaptseg.methods.entropy_minimization import EntropyMinimization as EntropyMinimization
 from adaptseg.methods.fine_tuning import FineTuning as FineTuning
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance

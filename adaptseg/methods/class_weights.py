@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptseg.classes import ClassTable
 from adaptseg.data.statistics import ClassStatistics
 from adaptseg.errors import AdaptSegError
-from adaptseg.losses import frequency, gbw
+from adaptseg.losses import frequency, gbw, hard_pixels
 
 
 class ClassWeights(nn.Module, ABC):
@@ -153,6 +153,42 @@ class GBW(ClassWeights):
             running.mul_(self.smoothing).add_(value, alpha=1 - self.smoothing)
             means.append(running / share)
         return gbw.Statistics(*means)
+
+
+class BatchBalance(ClassWeights):
+    """Weights of the batch at hand, raised for classes that are rare in it or often absent; see
+    `adaptseg.losses.hard_pixels.batch_balance` (ensemble-distillation, by its released code).
+
+    State: how often each class was absent of late, in the checkpoint.
+
+    Args:
+        boost: of rare and of absent classes; weights go up to its square.
+        few_pixels: a class with fewer than this per image is rare.
+        momentum: share of the running mean of absences that stays at each step.
+    """
+
+    def __init__(self, *, boost: float = 7.0, few_pixels: int = 64 * 64, momentum: float = 0.9) -> None:
+        super().__init__()
+        where = "model.class_weights"
+        if boost < 1 or few_pixels < 0:
+            raise AdaptSegError(f"{where}: boost {boost}, few_pixels {few_pixels} given; from 1 and from 0 on expected")
+        if not 0 <= momentum < 1:
+            raise AdaptSegError(f"{where}.momentum is {momentum}; a share inside [0, 1) is expected")
+        self.boost, self.few_pixels, self.momentum = boost, few_pixels, momentum
+
+    def prepare(
+        self, class_table: ClassTable, losses: Sequence[str], statistics: Callable[[], ClassStatistics]
+    ) -> None:
+        for loss in losses:
+            self.register_buffer(f"{loss}_often", torch.ones(class_table.num_classes))
+
+    def _weights(self, loss: str, log_probabilities: Tensor, labels: Tensor, objective: gbw.Objective) -> Tensor:
+        often = self.get_buffer(f"{loss}_often")
+        weights, later = hard_pixels.batch_balance(
+            labels, often, boost=self.boost, few_pixels=self.few_pixels, momentum=self.momentum
+        )
+        often.copy_(later)
+        return weights
 
 
 class ConstantWeights(ClassWeights):

@@ -30,6 +30,7 @@ class Optimization:
         weight_decay: L2 (sgd) or decoupled (adamw).
         decay_norm_and_bias: whether norms and biases decay too.
         momentum: of sgd.
+        nesterov: Nesterov's form of it (ensemble-distillation's release).
         warmup_steps: linear from `warmup_start` times the rate.
         warmup_start: factor of the first step.
         power: of the decay (1 - k / horizon) ** power.
@@ -45,6 +46,7 @@ class Optimization:
     weight_decay: float = 5e-4
     decay_norm_and_bias: bool = True
     momentum: float = 0.9
+    nesterov: bool = False
     warmup_steps: int = 0
     warmup_start: float = 1e-6
     power: float = 0.9
@@ -82,7 +84,7 @@ class Optimization:
             groups += [{**group, "name": f"large_{group['name']}"} for group in self._groups(beside)]
         optimizer: Optimizer
         if self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=self.momentum, fused=self.fused)
+            optimizer = torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, fused=self.fused)
         else:
             optimizer = torch.optim.AdamW(groups, fused=self.fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))

@@ -95,8 +95,8 @@ class PixelClassifier(Method):
         acceleration: of the head.
         norm_statistics: whose rows the batch norms count: `transductive` = labelled pixels and `norm_pixels` others of
             each image (the release counts all pixels of an image), `labelled` pixels only, or `frozen` = no statistics.
-        norm_pixels: unlabelled pixels per image, fixed for a run.
-        source_pixels: labelled source pixels per source image to learn from, fixed for a run.
+        norm_pixels: unlabelled pixels per image, the same in every run.
+        source_pixels: labelled source pixels per source image to learn from, the same in every run.
         source_weight: of their cross-entropy.
         cache: folder, shared by runs, for point features; null computes them in every step.
     """
@@ -219,10 +219,11 @@ class PixelClassifier(Method):
         return logits.softmax(1)
 
     def _norm_points(self, key: str, size: tuple[int, int]) -> Tensor:
-        return fixed_sample(self.seed, "norm", key, size, self.norm_pixels)
+        # Of seed 0 in every run, as the candidates of an acquisition: runs share what is computed on them.
+        return fixed_sample(0, "norm", key, size, self.norm_pixels)
 
     def _source_points(self, key: str, size: tuple[int, int]) -> Tensor:
-        return fixed_sample(self.seed, "source", key, size, self.source_pixels)
+        return fixed_sample(0, "source", key, size, self.source_pixels)
 
     # ---- training
 
@@ -340,15 +341,16 @@ class PixelClassifier(Method):
 
     def _prepare_metrics(self, split: str) -> None:
         super()._prepare_metrics(split)
+        # Earlier rounds on the main tuning set alone: its numbers make the table of rounds.
+        judged = self.finished if split == "val" else []
         table = pair_of(self.trainer).scored_table
-        self.finished_metrics = nn.ModuleList(SegmentationMetrics(table) for _ in self.finished).to(self.device)
+        self.finished_metrics = nn.ModuleList(SegmentationMetrics(table) for _ in judged).to(self.device)
 
     def _evaluate(self, batch: Labelled, number: int) -> None:
         height, width = batch.labels.shape[-2:]
         maps = self.network.features.maps(batch.image)
         size = (batch.image.shape[-2], batch.image.shape[-1])
-        # Earlier rounds on the main set alone, as its numbers make the table of rounds.
-        judged = list(zip(self.finished, self.finished_metrics, strict=True)) if number == 0 else []
+        judged = list(zip(self.finished, self.finished_metrics, strict=False)) if number == 0 else []
         for head, metrics in [*judged, (self.network.head, self._metrics_of(number))]:
             assert isinstance(head, PixelHead)
             assert isinstance(metrics, SegmentationMetrics)

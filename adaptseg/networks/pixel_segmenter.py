@@ -56,7 +56,8 @@ class RowNorm(nn.Module):
         return self._affine(rows, mean, variance)
 
     def _affine(self, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return (rows - mean) * (variance + 1e-5).rsqrt() * self.weight + self.bias
+        scale = (variance + 1e-5).rsqrt() * self.weight
+        return torch.addcmul(self.bias - mean * scale, rows, scale)  # one pass over the rows of a whole image
 
 
 class PixelHead(nn.Module):

@@ -108,9 +108,11 @@ def project(maps: Sequence[Tensor], weight: Tensor, size: Size, *, normalize: bo
         dtype = _wide(cells.dtype)
         own = F.conv2d(cells.to(dtype), part.to(dtype)[:, :, None, None])
         sums[grid] = sums[grid] + own if grid in sums else own
-    total = sum(F.interpolate(own, size=size, mode="bilinear", align_corners=False) for own in sums.values())
-    assert isinstance(total, Tensor)
-    return total / norm_map(maps, size).clamp(min=_SHORTEST)[:, None] if normalize else total
+    resized = (F.interpolate(own, size=size, mode="bilinear", align_corners=False) for own in sums.values())
+    total = next(resized)
+    for own in resized:  # in place: memory, not arithmetic, is what a whole image costs
+        total += own
+    return total.div_(norm_map(maps, size).clamp(min=_SHORTEST)[:, None]) if normalize else total
 
 
 class _Taps(NamedTuple):

@@ -81,6 +81,7 @@ class Clock:
     accumulate_grad_batches: int = 1
     global_rank: int = 0
     world_size: int = 1
+    lightning_module: object = None
 
 
 @dataclass
