@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from adaptseg import __version__
 from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict", "job", "data")
+VERBS = ("fit", "validate", "test", "predict", "job", "data", "measure", "export")
+
+OWN = {"job": "adaptseg.jobs", "measure": "adaptseg.measure", "export": "adaptseg.export"}
+"""Verbs that train nothing -> the module whose `run` does them; the others are those of `lightning_cli`."""
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
 
@@ -27,6 +31,8 @@ verbs
   data show  a contact sheet of scenes with their labels over them
                -n COUNT      scenes, shared out over the splits; default: 12
                -o PICTURE    default: sheet.png
+  measure    compare large and small network of a finished DUDA stage 1 on the target training images
+  export     write one network of a run as safetensors, ONNX and torch.export, checked against the module
 
 where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metrics.csv, pictures
   --runs DIR      default: runs
@@ -43,6 +49,16 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
 
 a staged recipe (`stages:`) is fitted stage by stage, each in RUNS/<recipe>/<name>/<stage>/; the same command skips what
 is done. Flags lie over all stages, --stages.NAME.KEY over one
+
+where those two find and leave things
+  --checkpoint P  a run directory or a checkpoint                            (measure, export)
+  --output P      the JSON of measure; the folder of export                  (measure, export)
+  --large P       another run's large network; --large-network NAME of it    (measure)
+  --divergence    also the mean KL of large and small network per class      (measure)
+  --network NAME  which network of the checkpoint; default: student          (export)
+  --formats F ..  of safetensors, onnx, pt2; default: all                    (export)
+  --size H W      image size to count, time and check at                     (export)
+  --beside P      a run whose network is timed beside; default: its own      (export)
 
 every key of a recipe is a flag too: --trainer.max_steps 4000 --data.batch_size 4 --active.budget 0.1
   adaptseg fit --help              keys of the trainer and how to see those of a class
@@ -74,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
+    # Each is imported here: torch and lightning take three seconds that help does not need.
     if verb == "data":
         from adaptseg.data_verbs import run as look  # numpy, pillow and matplotlib, but not torch
 
@@ -84,11 +101,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         from adaptseg.staged_run import run_staged
 
         return run_staged(verb, arguments)
-    if verb == "job":
-        from adaptseg.jobs import run
-    else:
-        from adaptseg.lightning_cli import run  # torch and lightning: three seconds that help does not need
-    run(verb, arguments)
+    importlib.import_module(OWN.get(verb, "adaptseg.lightning_cli")).run(verb, arguments)
     return 0
 
 

@@ -55,7 +55,8 @@ class Job(ABC):
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """Parse a recipe with a `job:` block and run it; `--folder` says where it leaves what it makes."""
-    import adaptseg.ensemble  # noqa: F401  (its jobs, by class name)
+    import adaptseg.ensemble
+    import adaptseg.measure  # noqa: F401  (jobs, by class name)
 
     options, rest = own_options(verb, arguments)
     configs, rest = take_configs(rest)

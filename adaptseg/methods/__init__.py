@@ -13,10 +13,17 @@ from adaptseg.methods.class_weights import InverseFrequency as InverseFrequency
 from adaptseg.methods.class_weights import MedianFrequency as MedianFrequency
 from adaptseg.methods.denoising import Denoising as Denoising
 from adaptseg.methods.discriminators import DiscriminatorTraining as DiscriminatorTraining
+from adaptseg.methods.distillation import Distillation as Distillation
+from adaptseg.methods.duda import DUDA as DUDA
 from adaptseg.methods.ensemble_student import EnsembleStudent as EnsembleStudent
 from adaptseg.methods.entropy_minimization import EntropyMinimization as EntropyMinimization
+from adaptseg.methods.fine_tuning import FineTuning as FineTuning
 from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
+from adaptseg.methods.frozen_teachers import ChannelFusion as ChannelFusion
+from adaptseg.methods.frozen_teachers import Fusion as Fusion
+from adaptseg.methods.frozen_teachers import Teacher as Teacher
 from adaptseg.methods.head_training import HeadTraining as HeadTraining
+from adaptseg.methods.inconsistency_weights import InconsistencyWeights as InconsistencyWeights
 from adaptseg.methods.lessons import Masking as Masking
 from adaptseg.methods.lessons import TaughtMasking as TaughtMasking
 from adaptseg.methods.optimization import Optimization as Optimization

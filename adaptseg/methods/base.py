@@ -27,6 +27,28 @@ from adaptseg.networks import Inference, Segmenter
 from adaptseg.tensors import likeliest
 
 
+def made(network: Callable[[int], nn.Module], class_table: ClassTable, maker: str) -> Segmenter:
+    """What a factory makes for these classes; AdaptSegError, naming the key `maker`, unless it is a Segmenter."""
+    segmenter = network(class_table.num_classes)
+    if not isinstance(segmenter, Segmenter):
+        raise AdaptSegError(f"{maker} makes a {type(segmenter).__name__}; a Segmenter is expected")
+    return segmenter
+
+
+def start_from(network: Segmenter, checkpoint: str, class_table: ClassTable, *, keys: tuple[str, str]) -> None:
+    """Give `network` the weights of the student of a checkpoint or run directory.
+
+    Args:
+        keys: what errors call the factory of the network and the checkpoint.
+    """
+    weights = networks.load(checkpoint, "student", class_table=class_table).state_dict()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdaptSegError(f"{keys[1]} {checkpoint} holds another network than {keys[0]} makes: {reason}") from error
+
+
 class Method(Training):
     """Base of every method of segmentation; what it does in training is in `Training`. A subclass writes `step(batch)`
     and, if it has more networks, `saved_networks`.
@@ -46,6 +68,9 @@ class Method(Training):
         acceleration: compilation and memory format of the networks.
     """
 
+    first_network: ClassVar = ("model.network", "model.init_from")
+    """What errors call the factory of the network that is made here, and the checkpoint it may start from."""
+
     monitor = Monitor("val/miou", "max")
     reads_images: ClassVar[bool] = True
     """Whether training batches need pictures; without, nothing is decoded and images come as (B, 3, 0, 0)."""
@@ -63,25 +88,13 @@ class Method(Training):
         acceleration: Acceleration,
     ) -> None:
         super().__init__(optimization=optimization, seed=seed, acceleration=acceleration)
-        student = network(class_table.num_classes)
-        if not isinstance(student, Segmenter):
-            raise AdaptSegError(f"model.network makes a {type(student).__name__}; a Segmenter is expected")
-        self.student = student
-        acceleration.arrange(student)
+        maker, origin = self.first_network
+        self.student = made(network, class_table, maker)
+        acceleration.arrange(self.student)
         self.class_table, self.inference, self.class_weights = class_table, inference, class_weights
         if init_from is not None:
-            self._start_from(init_from)
+            start_from(self.student, init_from, class_table, keys=(maker, origin))
         self.metrics = nn.ModuleList()  # one for each set that is evaluated
-
-    def _start_from(self, init_from: str) -> None:
-        weights = networks.load(init_from, "student", class_table=self.class_table).state_dict()
-        try:
-            self.student.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise AdaptSegError(
-                f"model.init_from {init_from} holds another network than model.network makes: {reason}"
-            ) from error
 
     # ---- to be written by a method
 
@@ -103,11 +116,12 @@ class Method(Training):
 
     # ---- what `step` may use
 
-    def said(self, name: str, images: Tensor, samples: Sequence[int]) -> TrainingPass:
-        """What the student says of normalised images (B, 3, H, W) in the pass of that name. Where it looks closely, if
-        it does, belongs to the sample numbers.
+    def said(self, name: str, images: Tensor, samples: Sequence[int], *, by: Segmenter | None = None) -> TrainingPass:
+        """What the student, or the network `by`, says of normalised images (B, 3, H, W) in the pass of that name. Where
+        it looks closely, if it does, belongs to the sample numbers.
         """
-        return training_pass(self.student, images, partial(uniform_draws, self.seed, f"crop/{name}", samples))
+        draw = partial(uniform_draws, self.seed, f"crop/{name}", samples)
+        return training_pass(by or self.student, images, draw)
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"

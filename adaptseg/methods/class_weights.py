@@ -191,7 +191,7 @@ class BatchBalance(ClassWeights):
         return weights
 
 
-class _Constant(ClassWeights):
+class ConstantWeights(ClassWeights):
     """Weights that are known before the first step."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class _Constant(ClassWeights):
         return self.weights
 
 
-class InverseFrequency(_Constant):
+class InverseFrequency(ConstantWeights):
     """(1 / frequency) ** power of each class in the source's labels, mean 1 over the classes that occur.
 
     Args:
@@ -220,7 +220,7 @@ class InverseFrequency(_Constant):
         self.weights = frequency.inverse_frequency(torch.from_numpy(statistics().totals), power=self.power)
 
 
-class MedianFrequency(_Constant):
+class MedianFrequency(ConstantWeights):
     """Median frequency over frequency of each class in the source's labels (Eigen and Fergus, ICCV 2015)."""
 
     def prepare(
@@ -231,7 +231,7 @@ class MedianFrequency(_Constant):
         self.weights = frequency.median_frequency(torch.from_numpy(counted.totals), torch.from_numpy(shown_in))
 
 
-class EffectiveNumber(_Constant):
+class EffectiveNumber(ConstantWeights):
     """Inverse effective number of source pixels of each class (Cui, Jia, Lin, Song, Belongie, CVPR 2019).
 
     Args:
@@ -249,7 +249,7 @@ class EffectiveNumber(_Constant):
         self.weights = frequency.effective_number(torch.from_numpy(statistics().totals), self.beta)
 
 
-class FixedWeights(_Constant):
+class FixedWeights(ConstantWeights):
     """Weights as given, in train-id order.
 
     Args:

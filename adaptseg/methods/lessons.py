@@ -1,16 +1,20 @@
 """What a teacher tells a student about target images, and how the student shows that it learnt it: pseudo-labels,
-strong augmentation, masked images. Self-training and the hosts of masked-image consistency share these.
+images mixed of both domains, masked images.
+
+Shared by every method that learns from a teacher's labels, whoever the teacher and however many the students are.
+Sources and constants: see `adaptseg.methods.self_training`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adaptseg.augment.classmix import choose_half, class_mask, classes_present, paste
 from adaptseg.augment.color import DRAWS, Blur, ColorJitter, strong_augmentation
 from adaptseg.augment.masking import block_mask, grid_size
 from adaptseg.data.batch import Batch, Labelled, Target
@@ -19,9 +23,10 @@ from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.pseudo_labels import Scope, confidence_weights, pseudo_labels, with_bought
-from adaptseg.losses.reduce import mean_over_ranks
+from adaptseg.losses.reduce import any_over_ranks, mean_over_ranks
+from adaptseg.methods.training_pass import TrainingPass
 from adaptseg.networks import resize_logits
-from adaptseg.networks.teacher import EMATeacher, TeacherNorm
+from adaptseg.networks.teacher import TeacherNorm
 
 
 @dataclass(frozen=True)
@@ -82,66 +87,145 @@ class TaughtMasking(Masking):
                 "expected"
             )
 
+    def lessons(self, seed: int) -> Lessons:
+        """How such a host makes lessons."""
+        return Lessons(seed, self.confidence_threshold, self.confidence_scope, self.jitter, self.blur)
+
 
 class Lesson(NamedTuple):
-    """What the student shall say of some images: train ids (B, H, W) int64, and what each pixel counts (B, H, W)."""
+    """What a student shall say of some images: train ids (B, H, W) int64, and what each pixel counts (B, H, W)."""
 
     labels: Tensor
     weights: Tensor
 
 
-@torch.no_grad()
-def lesson_of(teacher: EMATeacher, target: Target, *, threshold: float, scope: Scope) -> tuple[Lesson, Tensor]:
-    """The teacher's labels of the plain target images with what was bought, and the global share () of confident
-    pixels. A collective.
+class Exercise(NamedTuple):
+    """Images (B, 3, H, W), the lesson they teach, and where they show the source (B, H, W) bool."""
 
-    Args:
-        threshold, scope: see `pseudo_labels` and `confidence_weights`.
+    image: Tensor
+    lesson: Lesson
+    pasted: Tensor
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How lessons are made of target images, and what a student is shown of them.
+
+    Every random draw belongs to a sample, so any number of processes draws alike.
+
+    Attributes:
+        seed: of the draws.
+        confidence_threshold, confidence_scope, jitter, blur: as in `SelfTraining`.
     """
-    height, width = target.image.shape[-2:]
-    logits = resize_logits(teacher.logits(target.image), (height, width))
-    labels, confident = pseudo_labels(logits, threshold)
-    share = mean_over_ranks(confident.float().mean())
-    weights = confidence_weights(confident, target.trusted, scope=scope, share=share)
-    return Lesson(*with_bought(labels, weights, target.bought)), share
+
+    seed: int
+    confidence_threshold: float
+    confidence_scope: Scope
+    jitter: ColorJitter | None
+    blur: Blur | None
+
+    @torch.no_grad()
+    def taught(self, target: Target, logits: Tensor, *, fused: Tensor | None = None) -> tuple[Lesson, Tensor]:
+        """A teacher's labels of the plain target images with what was bought, and the global share () of confident
+        pixels. A collective.
+
+        Args:
+            target: the images with their trusted pixels and bought labels.
+            logits: (B, C, h, w) of the teacher.
+            fused: labels (B, H, W), 255 = none, in place of the likeliest classes of `logits`, which still say how
+                confident the teacher is.
+        """
+        height, width = target.image.shape[-2:]
+        labels, confident = pseudo_labels(resize_logits(logits, (height, width)), self.confidence_threshold)
+        labels = labels if fused is None else fused
+        share = mean_over_ranks(confident.float().mean())
+        weights = confidence_weights(confident, target.trusted, scope=self.confidence_scope, share=share)
+        return Lesson(*with_bought(labels, weights, target.bought)), share
+
+    def masked(self, target: Target, masking: Masking, samples: Sequence[int]) -> Tensor:
+        """The target images (B, 3, H, W), augmented if asked for, with most blocks in the mean colour."""
+        image = self._augmented(target.image, "masked", samples) if masking.augment else target.image
+        size = (image.shape[-2], image.shape[-1])
+        draws = uniform_draws(self.seed, "mask", samples, grid_size(size, masking.block))
+        kept = block_mask(draws.to(image.device, non_blocking=True), size, masking.ratio)
+        return image * kept[:, None]
+
+    def _augmented(self, images: Tensor, stream: str, samples: Sequence[int]) -> Tensor:
+        draws = uniform_draws(self.seed, f"augment/{stream}", samples, (DRAWS,))
+        return strong_augmentation(
+            images, draws, jitter=self.jitter, blur=self.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        )
 
 
-def augmented(
-    images: Tensor, stream: str, seed: int, samples: Sequence[int], *, jitter: ColorJitter | None, blur: Blur | None
-) -> Tensor:
-    """Normalised images (B, 3, H, W) with the jitter and blur that belong to (seed, stream, sample)."""
-    draws = uniform_draws(seed, f"augment/{stream}", samples, (DRAWS,))
-    return strong_augmentation(images, draws, jitter=jitter, blur=blur, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+@dataclass(frozen=True)
+class MixedLessons(Lessons):
+    """Lessons that are practised on images mixed of both domains, too.
+
+    Attributes:
+        mix_scope: as in `SelfTraining`.
+        num_classes: C.
+    """
+
+    mix_scope: Scope
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence_threshold < 1:
+            raise AdaptSegError(
+                f"model.confidence_threshold is {self.confidence_threshold}; a probability inside (0, 1) is expected"
+            )
+
+    def mixed(self, source: Labelled, target: Target, lesson: Lesson, samples: Sequence[int]) -> Exercise:
+        """ClassMix: half of the source's classes pasted onto the target, with strong colours."""
+        pasted = self._pasted(source.labels, samples)
+        image = self._augmented(paste(pasted, source.image, target.image), "mixed", samples)
+        labels = paste(pasted, source.labels, lesson.labels)
+        weights = paste(pasted, torch.ones_like(lesson.weights), lesson.weights)
+        return Exercise(image, Lesson(labels, weights), pasted)
+
+    def _pasted(self, labels: Tensor, samples: Sequence[int]) -> Tensor:
+        """(B, H, W) bool: where the source lies over the target."""
+        present = classes_present(labels, self.num_classes)
+        if self.mix_scope == "batch":
+            present = any_over_ranks(present.any(0, keepdim=True))
+        priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
+        return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
 
 
-def masked(
-    images: Tensor,
-    masking: Masking,
-    seed: int,
-    samples: Sequence[int],
-    *,
-    jitter: ColorJitter | None,
-    blur: Blur | None,
-) -> Tensor:
-    """What the student sees of target images (B, 3, H, W): augmented if asked for, most blocks in the mean colour."""
-    if masking.augment:
-        images = augmented(images, "masked", seed, samples, jitter=jitter, blur=blur)
-    size = (images.shape[-2], images.shape[-1])
-    draws = uniform_draws(seed, "mask", samples, grid_size(size, masking.block))
-    kept = block_mask(draws.to(images.device, non_blocking=True), size, masking.ratio)
-    return images * kept[:, None]
-
-
-def log_probabilities_of(logits: Tensor, images: Tensor) -> Tensor:
-    """Logits (B, C, h, w) to their float32 log-softmax (B, C, H, W) at the size of the images."""
-    height, width = images.shape[-2:]
-    return resize_logits(logits.float(), (height, width)).log_softmax(1)
+def source_lesson(source: Labelled) -> Lesson:
+    """The source's labels, each pixel at full weight."""
+    return Lesson(source.labels, torch.ones_like(source.labels, dtype=torch.float32))
 
 
 def mean_cross_entropy(log_p: Tensor, lesson: Lesson, class_weights: Tensor | None) -> Tensor:
-    """Mean over *all* pixels, void and untrusted ones included; every process holds equally many."""
+    """Mean over *all* pixels, void and untrusted ones included; every process holds equally many.
+
+    Args:
+        log_p: (B, C, H, W) log-softmax.
+        lesson: what it shall say.
+        class_weights: (C,); None = 1.
+    """
     total, _ = negative_log_likelihood(log_p, lesson.labels, class_weights=class_weights, pixel_weights=lesson.weights)
     return total / lesson.labels.numel()
+
+
+def taught_cross_entropy(
+    name: str, said: TrainingPass, lesson: Lesson, weights_of: Callable[[str, Tensor, Tensor], Tensor | None]
+) -> Tensor:
+    """`mean_cross_entropy` of a pass: of each of its predictions over the pixels it speaks of, at its weight.
+
+    Args:
+        name: of the pass.
+        said: the pass.
+        lesson: what the network shall say of its images.
+        weights_of: class weights (C,) or None, from the name of a loss, log-softmax and labels; `Method.weights_of`.
+    """
+    losses: list[Tensor] = []
+    for prediction in said.predictions:
+        seen = Lesson(prediction.term.view(lesson.labels), prediction.term.view(lesson.weights))
+        weights = weights_of(prediction.called(name), prediction.log_p, seen.labels)
+        losses.append(prediction.term.weight * mean_cross_entropy(prediction.log_p, seen, weights))
+    return torch.stack(losses).sum()
 
 
 def both_domains(batch: Batch, who: str) -> tuple[Labelled, Target]:
@@ -150,3 +234,15 @@ def both_domains(batch: Batch, who: str) -> tuple[Labelled, Target]:
         missing = "source" if batch.source is None else "target"
         raise AdaptSegError(f"{who} needs both domains: data.{missing} is missing")
     return batch.source, batch.target
+
+
+def domains_to_mix(batch: Batch, who: str) -> tuple[Labelled, Target]:
+    """`both_domains`, whose images must be of one size."""
+    source, target = both_domains(batch, who)
+    if source.image.shape != target.image.shape:
+        sizes = ["x".join(map(str, domain.image.shape[-2:])) for domain in (source, target)]
+        raise AdaptSegError(
+            f"{who} mixes source images of {sizes[0]} pixels into target images of {sizes[1]}: set data.crop, or "
+            "data.source_size and data.target_size, so that they agree"
+        )
+    return source, target

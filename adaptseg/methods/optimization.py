@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -70,18 +70,30 @@ class Optimization:
             return decay * (self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps)
         return decay
 
-    def build(self, network: ParameterParts, max_steps: int) -> tuple[Optimizer, LambdaLR]:
-        """Optimiser over the trainable parameters of `network`, and its per-step schedule."""
-        groups = parameter_groups(
-            network,
-            lr=self.lr,
-            head_lr_factor=self.head_lr_factor,
-            weight_decay=self.weight_decay,
-            decay_norm_and_bias=self.decay_norm_and_bias,
-        )
+    def build(
+        self, network: ParameterParts, max_steps: int, *, beside: ParameterParts | None = None
+    ) -> tuple[Optimizer, LambdaLR]:
+        """Optimiser over the trainable parameters of `network`, and its per-step schedule.
+
+        Args:
+            beside: a second network that learns in the same steps at the same rates, in groups of its own, whose names
+                begin with "large_".
+        """
+        groups = self._groups(network)
+        if beside is not None:
+            groups += [{**group, "name": f"large_{group['name']}"} for group in self._groups(beside)]
         optimizer: Optimizer
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, fused=self.fused)
         else:
             optimizer = torch.optim.AdamW(groups, fused=self.fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
+
+    def _groups(self, network: ParameterParts) -> list[dict[str, Any]]:
+        return parameter_groups(
+            network,
+            lr=self.lr,
+            head_lr_factor=self.head_lr_factor,
+            weight_decay=self.weight_decay,
+            decay_norm_and_bias=self.decay_norm_and_bias,
+        )

@@ -18,16 +18,9 @@ from adaptseg.losses.reduce import global_mean
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
-from adaptseg.methods.lessons import (
-    TaughtMasking,
-    both_domains,
-    lesson_of,
-    log_probabilities_of,
-    masked,
-    mean_cross_entropy,
-)
+from adaptseg.methods.lessons import TaughtMasking, both_domains, mean_cross_entropy
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import Inference, Segmenter
+from adaptseg.networks import Inference, Segmenter, resize_logits
 from adaptseg.networks.teacher import EMATeacher
 
 Levels = Mapping[str, Tensor]
@@ -164,10 +157,11 @@ class OutputAdaptation(Method):
 
     def _levels_of(self, images: Tensor) -> dict[str, Tensor]:
         output = self.student(images)
-        levels = {MAIN: log_probabilities_of(output.logits, images)}
+        levels = {MAIN: output.logits}
         if self.auxiliary is not None:
-            levels[AUXILIARY] = log_probabilities_of(output.auxiliary[self.auxiliary.output], images)
-        return levels
+            levels[AUXILIARY] = output.auxiliary[self.auxiliary.output]
+        size = (images.shape[-2], images.shape[-1])
+        return {name: resize_logits(logits.float(), size).log_softmax(1) for name, logits in levels.items()}
 
     def _cross_entropies(
         self, domain: str, said: Levels, labels: Tensor, *, minimum: float = 1.0
@@ -184,11 +178,9 @@ class OutputAdaptation(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As MIC's release: the auxiliary head labels masked images too; unlike there, at the pixel weights."""
         assert self.teacher is not None
-        lesson, share = lesson_of(
-            self.teacher, target, threshold=masking.confidence_threshold, scope=masking.confidence_scope
-        )
-        image = masked(target.image, masking, self.seed, samples, jitter=masking.jitter, blur=masking.blur)
-        said = self._levels_of(image)
+        lessons = masking.lessons(self.seed)
+        lesson, share = lessons.taught(target, self.teacher.logits(target.image))
+        said = self._levels_of(lessons.masked(target, masking, samples))
         losses: dict[str, Tensor] = {}
         for level in self.levels:
             log_p, name = said[level.name], _named("masked", level)

@@ -12,33 +12,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from adaptseg.augment.classmix import choose_half, class_mask, classes_present, paste
 from adaptseg.augment.color import Blur, ColorJitter
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Labelled, Target
-from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pseudo_labels import Scope
-from adaptseg.losses.reduce import any_over_ranks, global_mean
+from adaptseg.losses.reduce import global_mean
 from adaptseg.losses.ripu import boundary_consistency, negative_learning
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
 from adaptseg.methods.frozen_features import FeatureDistance, FrozenFeatures
 from adaptseg.methods.lessons import (
+    Exercise,
     Lesson,
     Masking,
-    augmented,
-    both_domains,
-    lesson_of,
-    masked,
-    mean_cross_entropy,
+    MixedLessons,
+    domains_to_mix,
+    source_lesson,
+    taught_cross_entropy,
 )
 from adaptseg.methods.optimization import Optimization
-from adaptseg.methods.training_pass import TrainingPass, loss_names
+from adaptseg.methods.training_pass import loss_names
 from adaptseg.networks import Inference, Segmenter
 from adaptseg.networks.teacher import EMATeacher, TeacherNorm
 
@@ -116,26 +113,27 @@ class SelfTraining(Method):
             class_weights=class_weights,
             acceleration=acceleration,
         )
-        if not 0 < confidence_threshold < 1:
-            raise AdaptSegError(
-                f"model.confidence_threshold is {confidence_threshold}; a probability inside (0, 1) is expected"
-            )
+        self.lessons = MixedLessons(
+            seed, confidence_threshold, confidence_scope, jitter, blur, mix_scope, class_table.num_classes
+        )
         if not 0 <= burn_in < 1:
             raise AdaptSegError(f"model.burn_in is {burn_in}; a share of max_steps inside [0, 1) is expected")
         self.burn_in, self.burn_in_steps = burn_in, 0
         self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
-        self.confidence_threshold = confidence_threshold
-        self.confidence_scope: Scope = confidence_scope
-        self.mix_scope: Scope = mix_scope
-        self.jitter, self.blur, self.masking = jitter, blur, masking
+        self.masking = masking
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold, self.evaluate = negative_threshold, evaluate
         self.frozen = None if feature_distance is None else FrozenFeatures(feature_distance, network, class_table)
 
     @property
+    def leader(self) -> Segmenter:
+        """The student that the teacher follows."""
+        return self.student
+
+    @property
     def weighted_losses(self) -> tuple[str, ...]:
         passes = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
-        return loss_names(self.student, passes)
+        return loss_names(self.leader, passes)
 
     def saved_networks(self) -> dict[str, tuple[str, Segmenter]]:
         return {**super().saved_networks(), "teacher": ("teacher.network.", self.teacher.network)}
@@ -152,31 +150,24 @@ class SelfTraining(Method):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.teacher.update(self.student)
+        self.teacher.update(self.leader)
 
     # ---- one step
 
     def step(self, batch: Batch) -> StepResult:
-        source, target = _domains_of_one_size(batch)
+        source, target = domains_to_mix(batch, "self-training")
         loss, logs = self._source_loss(source, batch.samples)
         if self.teacher.updates < self.burn_in_steps:
             return StepResult(loss, logs)
         self.descend(loss)
-        lesson, logs["confidence"] = lesson_of(
-            self.teacher, target, threshold=self.confidence_threshold, scope=self.confidence_scope
-        )
-        loss, mixed_logs = self._mixed_loss(source, target, lesson, batch.samples)
-        logs |= mixed_logs
-        if self.masking is not None:
-            self.descend(loss)
-            masked = self._masked_loss(target, lesson, batch.samples)
-            logs["masked"] = masked.detach()
-            loss = self.masking.weight * masked
-        return StepResult(loss, logs)
+        lesson, logs["confidence"] = self.lessons.taught(target, self.teacher.logits(target.image))
+        mixed = self.lessons.mixed(source, target, lesson, batch.samples)
+        loss, target_logs = self._target_loss(mixed, target, lesson, batch.samples)
+        return StepResult(loss, {**logs, **target_logs})
 
     def _source_loss(self, source: Labelled, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        said = self.said("source", source.image, samples)
-        loss = self._cross_entropy("source", said, Lesson(source.labels, torch.ones_like(said.log_p[:, 0])))
+        said = self.said("source", source.image, samples, by=self.leader)
+        loss = taught_cross_entropy("source", said, source_lesson(source), self.weights_of)
         logs = {"source": loss.detach()}
         if self.consistency_weight:
             consistency = global_mean(*boundary_consistency(said.log_p, source.labels))
@@ -188,52 +179,25 @@ class SelfTraining(Method):
             logs["feature_distance"] = distance.detach()
         return loss, logs
 
-    def _mixed_loss(
-        self, source: Labelled, target: Target, lesson: Lesson, samples: Sequence[int]
+    def _target_loss(
+        self, mixed: Exercise, target: Target, lesson: Lesson, samples: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pasted = self._pasted(source.labels, samples)
-        image = paste(pasted, source.image, target.image)
-        image = augmented(image, "mixed", self.seed, samples, jitter=self.jitter, blur=self.blur)
-        labels = paste(pasted, source.labels, lesson.labels)
-        weights = paste(pasted, torch.ones_like(lesson.weights), lesson.weights)
-        said = self.said("mixed", image, samples)
-        loss = self._cross_entropy("mixed", said, Lesson(labels, weights))
+        """The losses on mixed and masked images; all but the last are descended."""
+        loss, logs = self._mixed_loss(mixed, samples)
+        if self.masking is not None:
+            self.descend(loss)
+            said = self.said("masked", self.lessons.masked(target, self.masking, samples), samples, by=self.leader)
+            masked = taught_cross_entropy("masked", said, lesson, self.weights_of)
+            logs["masked"] = masked.detach()
+            loss = self.masking.weight * masked
+        return loss, logs
+
+    def _mixed_loss(self, mixed: Exercise, samples: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.said("mixed", mixed.image, samples, by=self.leader)
+        loss = taught_cross_entropy("mixed", said, mixed.lesson, self.weights_of)
         logs = {"mixed": loss.detach()}
         if self.negative_weight:
             negative = global_mean(*negative_learning(said.log_p, self.negative_threshold))
             loss = loss + self.negative_weight * negative
             logs["negative"] = negative.detach()
         return loss, logs
-
-    def _masked_loss(self, target: Target, lesson: Lesson, samples: Sequence[int]) -> Tensor:
-        assert self.masking is not None
-        image = masked(target.image, self.masking, self.seed, samples, jitter=self.jitter, blur=self.blur)
-        return self._cross_entropy("masked", self.said("masked", image, samples), lesson)
-
-    def _pasted(self, labels: Tensor, samples: Sequence[int]) -> Tensor:
-        """(B, H, W) bool: where ClassMix puts the source over the target."""
-        present = classes_present(labels, self.class_table.num_classes)
-        if self.mix_scope == "batch":
-            present = any_over_ranks(present.any(0, keepdim=True))
-        priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
-        return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
-
-    def _cross_entropy(self, name: str, said: TrainingPass, lesson: Lesson) -> Tensor:
-        """Mean over all pixels, of each prediction those it speaks of."""
-        losses: list[Tensor] = []
-        for prediction in said.predictions:
-            seen = Lesson(prediction.term.view(lesson.labels), prediction.term.view(lesson.weights))
-            weights = self.weights_of(prediction.called(name), prediction.log_p, seen.labels)
-            losses.append(prediction.term.weight * mean_cross_entropy(prediction.log_p, seen, weights))
-        return torch.stack(losses).sum()
-
-
-def _domains_of_one_size(batch: Batch) -> tuple[Labelled, Target]:
-    source, target = both_domains(batch, "self-training")
-    if source.image.shape != target.image.shape:
-        sizes = ["x".join(map(str, domain.image.shape[-2:])) for domain in (source, target)]
-        raise AdaptSegError(
-            f"self-training mixes source images of {sizes[0]} pixels into target images of {sizes[1]}: set data.crop, "
-            "or data.source_size and data.target_size, so that they agree"
-        )
-    return source, target

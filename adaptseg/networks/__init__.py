@@ -7,7 +7,7 @@ from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, F
 from adaptseg.networks.groups import parameter_groups
 from adaptseg.networks.hrda import HRDA
 from adaptseg.networks.inference import Inference, predict_probabilities
-from adaptseg.networks.load import build, describe, load, rebuild
+from adaptseg.networks.load import build, describe, load, names, rebuild
 from adaptseg.networks.pixel_segmenter import PixelSegmenter
 from adaptseg.networks.segmenter import LossTerm, Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
@@ -31,6 +31,7 @@ __all__ = [
     "describe",
     "load",
     "load_denoiser",
+    "names",
     "parameter_groups",
     "predict_probabilities",
     "rebuild",

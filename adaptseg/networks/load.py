@@ -98,6 +98,12 @@ def _rebuilt(path: Path, checkpoint: dict[str, Any], network: str) -> nn.Module:
     return module.eval()
 
 
+def names(checkpoint_or_run_dir: str | Path) -> tuple[str, ...]:
+    """The networks that `load` can rebuild from a checkpoint or run directory."""
+    _, checkpoint = _read(checkpoint_or_run_dir)
+    return tuple(checkpoint[ENTRY]["networks"])
+
+
 def build(config: Mapping[str, Any]) -> nn.Module:
     """Make the module that {"class_path": ..., "init_args": {...}} describes; arguments may be such dicts themselves.
 

@@ -21,12 +21,17 @@ def pad(images: Tensor, multiple: int, smallest: int = 1) -> Tensor:
 
 def _excess(side: int, multiple: int, smallest: int) -> int:
     """Pixels that `side` lacks to the next size the network can digest."""
-    return math.ceil(max(side, smallest) / multiple) * multiple - side
+    return _cells(max(side, smallest), multiple) * multiple - side
+
+
+def _cells(side: int, stride: int) -> int:
+    """Side over stride, rounded up; in whole numbers, since an exported graph cannot hold `math.ceil`."""
+    return -(-side // stride)
 
 
 def cut(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """The cells of a padded grid that touch the image of `size` pixels."""
-    return cells[..., : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
+    return cells[..., : _cells(size[0], stride), : _cells(size[1], stride)]
 
 
 def onto_image(cells: Tensor, stride: int, size: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ from adaptseg.data.statistics import ClassStatistics
 from adaptseg.errors import AdaptSegError
 from adaptseg.loggers import CsvLogger
 from adaptseg.losses import gbw
-from adaptseg.methods import Masking, Method, SelfTraining, Supervised
+from adaptseg.methods import Masking, Method, SelfTraining, Supervised, self_training
 from adaptseg.methods.class_weights import (
     GBW,
     ClassWeights,
@@ -31,6 +31,8 @@ from adaptseg.methods.class_weights import (
     InverseFrequency,
     MedianFrequency,
 )
+from adaptseg.methods.lessons import Lesson, taught_cross_entropy
+from adaptseg.methods.training_pass import TrainingPass
 
 CLASSES = STREETS.num_classes
 ABSENT = 5
@@ -179,13 +181,12 @@ def test_self_training_losses_are_naive_weighted_sums_over_all_pixels(
     settings = {"masking": Masking(block=8), "confidence_threshold": 0.0705, "jitter": None, "blur": None}
     model = prepared(SelfTraining, made(), **settings)
     seen: dict[str, tuple[Tensor, Any]] = {}
-    original = SelfTraining._cross_entropy
 
-    def watched(self: SelfTraining, loss: str, said: Any, lesson: Any) -> Tensor:
+    def watched(loss: str, said: TrainingPass, lesson: Lesson, weights_of: Any) -> Tensor:
         seen[loss] = (said.log_p.detach(), lesson)
-        return original(self, loss, said, lesson)
+        return taught_cross_entropy(loss, said, lesson, weights_of)
 
-    monkeypatch.setattr(SelfTraining, "_cross_entropy", watched)
+    monkeypatch.setattr(self_training, "taught_cross_entropy", watched)
     logs = model.step(batch()).logs
     assert tuple(seen) == LOSSES
     assert 0.01 < float(logs["confidence"]) < 0.99  # pixel weights and class weights multiply

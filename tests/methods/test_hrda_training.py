@@ -86,7 +86,7 @@ def test_step_is_the_written_out_one(batch: Batch, masking: Masking | None) -> N
     labels[known], weights[known] = target.bought[known], 1.0
     ones = torch.ones(labels.shape, dtype=torch.float64)
     expected = {"source": both_losses(student, "source", source.image, source.labels, ones, batch)}
-    pasted = model._pasted(source.labels, batch.samples)  # proven elsewhere
+    pasted = model.lessons._pasted(source.labels, batch.samples)  # proven elsewhere
     image = torch.where(pasted[:, None], source.image, target.image)
     mixed, counts = torch.where(pasted, source.labels, labels), torch.where(pasted, ones, weights)
     expected["mixed"] = both_losses(student, "mixed", image, mixed, counts, batch)

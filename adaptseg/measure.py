@@ -1,0 +1,208 @@
+"""`adaptseg measure`: how differently a large and a small network label the target's training images, between the two
+stages of DUDA. Streams: one image and one (C, C) table in memory, however many images there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse._deprecated import JsonargparseDeprecationWarning
+from rich.progress import track
+from torch import Tensor
+
+from adaptseg import networks
+from adaptseg.console import say
+from adaptseg.data import DomainPair
+from adaptseg.data.transforms import trusted_map
+from adaptseg.errors import AdaptSegError
+from adaptseg.jobs import Job, Workplace
+from adaptseg.lightning_cli import Parser
+from adaptseg.losses.inconsistency import divergence_by_class
+from adaptseg.measurement import Measurement
+from adaptseg.networks import Inference, Segmenter
+from adaptseg.options import OwnOptions
+from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
+from adaptseg.tensors import likeliest
+
+
+class Counts:
+    """Running counts of two networks' labels on the CPU's or the GPU's side; nothing waits for the device.
+
+    Args:
+        num_classes: C.
+        divergence: also sum KL(large || small), which takes a softmax more of each.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, *, divergence: bool) -> None:
+        self.confusion = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
+        self.total = torch.zeros(num_classes, dtype=torch.float64, device=device) if divergence else None
+        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.num_classes = num_classes
+
+    def add(self, large: Tensor, small: Tensor, trusted: Tensor) -> None:
+        """Add one batch: probabilities (B, C, H, W) twice, and trusted (B, H, W) bool."""
+        cells = likeliest(large, 1) * self.num_classes + likeliest(small, 1)
+        cells = torch.where(trusted, cells, self.num_classes**2).flatten()  # one more cell for untrusted pixels
+        self.confusion += torch.bincount(cells, minlength=len(self.confusion))
+        if self.total is not None:
+            tiny = torch.finfo(large.dtype).tiny  # log-probabilities are logits; they must be finite
+            total, pixels = divergence_by_class(large.clamp(min=tiny).log(), small.clamp(min=tiny).log(), trusted)
+            self.total += total
+            self.pixels += pixels
+
+    def result(self) -> tuple[Tensor, Tensor | None]:
+        """The confusion (C, C) and the mean divergence (C,) or None, on the CPU."""
+        confusion = self.confusion[:-1].view(self.num_classes, self.num_classes).cpu()
+        return confusion, None if self.total is None else (self.total / self.pixels).cpu()
+
+
+@torch.no_grad()
+def measure(
+    large: Segmenter,
+    small: Segmenter,
+    data: DomainPair,
+    *,
+    inference: Inference = Inference(),
+    divergence: bool = False,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> tuple[int, Tensor, Tensor | None]:
+    """Compare two networks in eval mode on the target training images, at the size the networks read them.
+
+    Returns:
+        images read, confusion (C, C), mean divergence (C,) or None; see `Measurement`.
+    """
+    device = torch.device(device)
+    large, small = large.to(device).eval(), small.to(device).eval()
+    counts = Counts(data.class_table.num_classes, device, divergence=divergence)
+    loader = data.pool_loader(0, 1)
+    images = 0
+    for batch in track(loader, "comparing", total=len(data.pool.keys), transient=True, disable=not progress):
+        image = batch.image.to(device, non_blocking=True)
+        size = (image.shape[-2], image.shape[-1])
+        said = [networks.predict_probabilities(n, image, size=size, inference=inference) for n in (large, small)]
+        trusted = trusted_map(size, data.untrusted_margins).to(device).expand(len(image), *size)
+        counts.add(said[0], said[1], trusted)
+        images += len(image)
+    return (images, *counts.result())
+
+
+def compare(
+    checkpoint: str,
+    data: DomainPair,
+    *,
+    large: str | None = None,
+    large_network: str = "teacher",
+    inference: Inference = Inference(),
+    divergence: bool = False,
+    device: torch.device | str = "cpu",
+) -> Measurement:
+    """`measure` of a run's small student and a large network, with a progress bar.
+
+    Args:
+        large: the run directory or checkpoint that holds the large network; None = the same.
+        large_network: its name there.
+
+    Raises:
+        AdaptSegError: a checkpoint that is not there, lacks the network, or has other classes than the data.
+    """
+    table = data.class_table
+    teacher = networks.load(large or checkpoint, large_network, class_table=table)
+    student = networks.load(checkpoint, "student", class_table=table)
+    found = measure(teacher, student, data, inference=inference, divergence=divergence, device=device, progress=True)
+    return Measurement(
+        list(table.names), *found, large=f"{large or checkpoint} ({large_network})", small=f"{checkpoint} (student)"
+    )
+
+
+class MeasureInconsistency(Job):
+    """The stage between DUDA's two: `adaptseg measure` as a light job, which leaves `inconsistency.json`.
+
+    Args:
+        run: run directory or checkpoint of stage 1.
+        large, large_network: see `compare`.
+        inference: how scenes are read; a job does not see what `model.inference` of stage 1 says.
+        divergence: also the mean KL per class, for `InconsistencyWeights` of kind `kl`.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        large: str | None = None,
+        large_network: str = "teacher",
+        inference: Inference = Inference(),
+        divergence: bool = False,
+    ) -> None:
+        self.checkpoint, self.large, self.large_network = run, large, large_network
+        self.inference, self.divergence = inference, divergence
+
+    def run(self, place: Workplace) -> None:
+        found = compare(
+            self.checkpoint,
+            place.require_data(),
+            large=self.large,
+            large_network=self.large_network,
+            inference=self.inference,
+            divergence=self.divergence,
+            device=place.device,
+        )
+        _keep(found, place.folder / "inconsistency.json")
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb; AdaptSegError for everything the user can mend."""
+    options, rest = _options(verb, arguments)
+    configs, rest = take_configs(rest)
+    merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
+    data, inference = _built(merged, rest)
+    found = compare(
+        options.checkpoint,
+        data,
+        large=options.large,
+        large_network=options.large_network,
+        inference=inference,
+        divergence=options.divergence,
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    _keep(found, Path(options.output))
+
+
+def _keep(found: Measurement, path: Path) -> None:
+    found.write(path)
+    agreed = float(found.confusion.diagonal().sum() / found.confusion.sum().clamp(min=1))
+    say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {path}")
+
+
+def _options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--large")
+    parser.add_argument("--large-network", default="teacher")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--divergence", action="store_true")
+    parser.add_argument("--device")
+    parser.add_argument("--root")
+    return parser.parse_known_args(arguments)
+
+
+def _built(merged: dict[str, Any], arguments: list[str]) -> tuple[DomainPair, Inference]:
+    """The data of a recipe, and the model's way of reading scenes; other keys do not matter here."""
+    if "data" not in merged:
+        raise AdaptSegError("no `data:` block is given: name the recipe of stage 1 with --config")
+    parser = Parser(allow_abbrev=False)
+    parser.add_subclass_arguments(DomainPair, "data")
+    parser.add_argument("--inference", type=Inference, default=Inference())
+    inference = merged.get("model", {}).get("init_args", {}).get("inference")
+    given = ["--data", yaml.safe_dump(merged["data"])]
+    given += ["--inference", yaml.safe_dump(inference)] if inference else []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)  # as for the trainer's parser
+        built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
+    return built["data"], built["inference"]
