@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -19,29 +19,28 @@ from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptseg.active import balancing, herding
+from adaptseg.active import balancing
+from adaptseg.active.herding import max_herding
 from adaptseg.active.oracles import Oracle
-from adaptseg.active.point_scores import BY_DROPOUT, WITHOUT_DRAWS, PointScore, point_score
+from adaptseg.active.point_scores import BY_DROPOUT, MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore, point_score
+from adaptseg.active.point_stages import (
+    LengthScale,
+    PointPredictor,
+    drawn_by_dropout,
+    drawn_by_noise,
+    length_scale_of,
+    locally_herded,
+    yx_of,
+)
 from adaptseg.active.points import Points, announced, best, merged
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import Acquisition, final_scores, tracked
 from adaptseg.active.scores import random_score
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.feature_bank import FeatureBank, fixed_sample
+from adaptseg.networks.feature_bank import fixed_sample
 
 Stage = Literal["local", "global", "score"]
-
-
-class PointPredictor(Protocol):
-    """What this acquisition needs of a method: features of single pixels, and a head that reads them."""
-
-    @property
-    def pool_features(self) -> FeatureBank: ...
-
-    def probabilities_at(self, features: Tensor, *, dropout: torch.Generator | None = None) -> Tensor: ...
-
-    def source_features(self) -> Tensor: ...
 
 
 class TwoStageEDALD(Acquisition):
@@ -89,7 +88,7 @@ class TwoStageEDALD(Acquisition):
         keep: float = 0.5,
         score: PointScore = "edald",
         draws: int = 5,
-        length_scale: Literal["median"] | float = "median",
+        length_scale: LengthScale = "median",
         condition_on_source: bool = False,
         balance: bool = False,
         epsilon: float = 0.01,
@@ -103,7 +102,8 @@ class TwoStageEDALD(Acquisition):
         self.stages: list[Stage] = ["local", "global", "score"] if stages is None else stages
         self.first_round, self.candidates, self.local_picks, self.keep = first_round, candidates, local_picks, keep
         self.score: PointScore = score
-        self.draws, self.length_scale = draws, length_scale
+        self.draws = draws
+        self.length_scale: LengthScale = length_scale
         self.condition_on_source, self.balance, self.epsilon = condition_on_source, balance, epsilon
         self.forbid_void = forbid_void
         self._check()
@@ -128,6 +128,11 @@ class TwoStageEDALD(Acquisition):
             ),
             f"active.epsilon is {self.epsilon}; a weight in (0, 1] is expected": not 0 < self.epsilon <= 1,
             "active.balance weights scores, but active.stages has none": self.balance and "score" not in self.stages,
+            f"active.balance weights scores of 0 or more; {self.score} has negative ones, which no weight can rank": (
+                self.balance and self.score in MAYBE_NEGATIVE
+            ),
+            "active.condition_on_source is about global herding, which neither active.stages nor active.first_round "
+            "has": self.condition_on_source and "global" not in self.stages and self.first_round != "herding",
         }
         for message, is_wrong in problems.items():
             if is_wrong:
@@ -246,54 +251,30 @@ class TwoStageEDALD(Acquisition):
         for index in tracked(trainer, self._mine, f"round {self.round + 1}: choosing in each image"):
             key = self._keys[index]
             flat = self._open(key)
-            if herded and len(flat) > self.local_picks:
-                flat = self._herded(method, key, flat)
+            if herded:
+                flat = locally_herded(method.pool_features, key, flat, self.local_picks, self.length_scale)
             parts.append((index, flat))
         return Points.of(parts)
-
-    def _herded(self, method: PointPredictor, key: str, flat: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Local herding: `local_picks` of these pixels, sorted. It changes only where pixels were bought since."""
-
-        def pick() -> NDArray[np.int64]:
-            features = method.pool_features.at(key, self._yx(key, flat), keep=False)
-            chosen, _ = herding.max_herding(
-                features, self.local_picks, length_scale=self._length_scale(features, f"local/{key}")
-            )
-            picked = np.sort(flat[chosen.cpu().numpy()])
-            method.pool_features.at(key, self._yx(key, picked))  # kept now, while the maps are at hand
-            return picked
-
-        settings = {"candidates": flat.tolist(), "local_picks": self.local_picks, "length_scale": self.length_scale}
-        return method.pool_features.remembered(key, settings, pick)
-
-    def _length_scale(self, features: Tensor, name: str) -> float:
-        if not isinstance(self.length_scale, str):
-            return self.length_scale
-        generator = torch.Generator().manual_seed(salt_of(0, name) % 2**63)
-        return herding.median_length_scale(features, generator=generator)
 
     def _global(self, trainer: Trainer, method: PointPredictor, mine: Points, count: int | None) -> Points:
         """Herding over the candidates of all images, conditioned on what is labelled: `count`, or the share `keep`."""
         labelled = [(i, np.flatnonzero(self.store.bought(self._keys[i], self.round))) for i in self._mine]
-        candidates = self._features(trainer, method, mine, "reading candidates")
         known = Points.of(labelled)
-        pool, covered = (
-            merged(mine, candidates),
-            merged(known, self._features(trainer, method, known, "reading labels")),
-        )
+        pool = merged(mine, self._features(trainer, method, mine, "reading candidates"))
+        covered = merged(known, self._features(trainer, method, known, "reading labels"))
         if pool is None or covered is None:
             return announced(None)
         points, (features,) = pool
+        if len(points) == 0:
+            return announced(points)
         device = method.pool_features.device
         x = torch.from_numpy(features).to(device).float()
         conditioned_on = torch.from_numpy(covered[1][0]).to(device).float()
         if self.condition_on_source:
             conditioned_on = torch.cat([conditioned_on, method.source_features()])
-        if len(points) == 0:
-            return announced(points)
         picks = min(count if count is not None else round(self.keep * len(points)), len(points))
-        scale = self._length_scale(torch.cat([x, conditioned_on]), f"global/{self.round}")
-        chosen, _ = herding.max_herding(x, picks, length_scale=scale, conditioned_on=conditioned_on)
+        scale = length_scale_of(self.length_scale, torch.cat([x, conditioned_on]), f"global/{self.round}")
+        chosen, _ = max_herding(x, picks, length_scale=scale, conditioned_on=conditioned_on)
         return announced(points.at(np.sort(chosen.cpu().numpy())))
 
     def _features(self, trainer: Trainer, method: PointPredictor, points: Points, what: str) -> NDArray[np.float16]:
@@ -329,28 +310,20 @@ class TwoStageEDALD(Acquisition):
         key = self._keys[index]
         yx = self._yx(key, flat)
         uniform = random_score(self._sizes()[key], seed=self.seed, round=self.round, key=key)[yx[:, 0], yx[:, 1]]
-        if score == "random":
-            return uniform  # before the first round there is no network to ask
+        if score == "random" and weights is None:
+            return uniform  # asks no network: before the first round there is none
         fixed = method.probabilities_at(method.pool_features.at(key, yx))
-        drawn = None if score in WITHOUT_DRAWS else self._drawn(method, index, flat, by_dropout=score in BY_DROPOUT)
-        value = point_score(score, fixed, drawn, uniform)
+        if score in WITHOUT_DRAWS:
+            drawn = None
+        elif score in BY_DROPOUT:
+            generator = torch.Generator().manual_seed(salt_of(self.seed, f"{self.round}/{key}") % 2**63)
+            drawn = drawn_by_dropout(method, key, flat, self.draws, generator)
+        else:
+            drawn = drawn_by_noise(method, key, flat, self._offered.of_image(index), self.draws)
+        value = point_score(score, fixed, drawn, uniform.to(fixed.device))
         if weights is not None:
             value = balancing.balance_scores(value[None], weights.to(value), fixed.argmax(1)[None])[0]
         return value
-
-    def _drawn(self, method: PointPredictor, index: int, flat: NDArray[np.int64], *, by_dropout: bool) -> Tensor:
-        """(draws, n, C) probabilities."""
-        key, bank = self._keys[index], method.pool_features
-        if by_dropout:
-            generator = torch.Generator().manual_seed(salt_of(self.seed, f"{self.round}/{key}") % 2**63)
-            features = bank.at(key, self._yx(key, flat))
-            return torch.stack([method.probabilities_at(features, dropout=generator) for _ in range(self.draws)])
-        # All candidates of the image, although herding left some out: they may come back in a later round, and one look
-        # at the maps of a draw serves them all.
-        offered = self._offered.of_image(index)
-        where = torch.from_numpy(np.searchsorted(offered, flat))
-        drawn = [bank.at(key, self._yx(key, offered), draw=k) for k in range(1, self.draws + 1)]
-        return torch.stack([method.probabilities_at(features[where.to(features.device)]) for features in drawn])
 
     def _class_weights(self, trainer: Trainer) -> Tensor:
         total = self.per_round(self._sizes()) * self.rounds
@@ -361,4 +334,4 @@ class TwoStageEDALD(Acquisition):
         )
 
     def _yx(self, key: str, flat: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.stack(np.divmod(flat, self.store.sizes[key][1]), 1))
+        return yx_of(flat, self.store.sizes[key][1])

@@ -19,6 +19,7 @@ formulas are the same. `_released` are those of the released code, errors includ
 BY_DROPOUT: dict[str, PointScore] = {"bald": "dald", "ebald": "edald", "power_bald": "power_dald"}
 """-> the formula shared with draws by noise."""
 WITHOUT_DRAWS = ("random", "entropy", "margin", "least_confidence")
+MAYBE_NEGATIVE = ("power_dald", "power_bald", "balanced_entropy", "balanced_entropy_released")
 
 
 def point_score(name: PointScore, fixed: Tensor, drawn: Tensor | None, uniform: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def point_score(name: PointScore, fixed: Tensor, drawn: Tensor | None, uniform: 
     Args:
         fixed: (n, C) probabilities of the pass with the fixed noise and without dropout.
         drawn: (K, n, C) probabilities of the stochastic passes; None for `WITHOUT_DRAWS`.
-        uniform: (n,) random numbers in [0, 1), for `random` and the power scores.
+        uniform: (n,) random numbers in [0, 1) on the device of `fixed`, for `random` and the power scores.
     """
     match BY_DROPOUT.get(name, name):
         case "random":
@@ -53,7 +54,7 @@ def _score_by_draws(formula: PointScore, fixed: Tensor, drawn: Tensor, uniform: 
         case "edald_released":
             return scores.edald_released(drawn, fixed, dim=-1)
         case "power_dald":
-            return scores.power_score(scores.mutual_information(drawn, dim=-1), uniform.to(fixed.device))
+            return scores.power_score(scores.mutual_information(drawn, dim=-1), uniform)
         case "balanced_entropy":
             return scores.balanced_entropy(drawn, dim=-1, denominator="paper")
         case "balanced_entropy_released":

@@ -91,7 +91,6 @@ class Report(Callback):
         if acquisition and acquisition.history:
             if not acquisition.judged_in_rounds:  # all at once, now
                 self._print_rows(trainer, acquisition.history)
-                _write_rounds(trainer, acquisition.history)
             last = acquisition.history[-1]
             end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [end])
@@ -99,7 +98,11 @@ class Report(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Comes also when a resume finds no step left to train, unlike `on_train_end`.
-        if self.result is not None and trainer.is_global_zero:
+        if self.result is None:
+            return
+        if (acquisition := _acquisition(trainer)) is not None:
+            _write_rounds(trainer, acquisition.history)  # complete only now if all rounds are judged at the end
+        if trainer.is_global_zero:
             storage.atomic_json(Path(trainer.default_root_dir) / "result.json", self.result)
 
 

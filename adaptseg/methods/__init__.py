@@ -22,12 +22,12 @@ from adaptseg.methods.frozen_features import FeatureDistance as FeatureDistance
 from adaptseg.methods.frozen_teachers import ChannelFusion as ChannelFusion
 from adaptseg.methods.frozen_teachers import Fusion as Fusion
 from adaptseg.methods.frozen_teachers import Teacher as Teacher
+from adaptseg.methods.head_training import HeadTraining as HeadTraining
 from adaptseg.methods.inconsistency_weights import InconsistencyWeights as InconsistencyWeights
 from adaptseg.methods.lessons import Masking as Masking
 from adaptseg.methods.lessons import TaughtMasking as TaughtMasking
 from adaptseg.methods.optimization import Optimization as Optimization
 from adaptseg.methods.output_adaptation import Auxiliary as Auxiliary
-from adaptseg.methods.pixel_classifier import HeadTraining as HeadTraining
 from adaptseg.methods.pixel_classifier import PixelClassifier as PixelClassifier
 from adaptseg.methods.self_training import SelfTraining as SelfTraining
 from adaptseg.methods.supervised import Supervised as Supervised

@@ -9,15 +9,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.console import say
@@ -30,50 +27,13 @@ from adaptseg.losses.reduce import global_mean, mean_over_ranks
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
+from adaptseg.methods.head_training import HeadTraining
 from adaptseg.methods.optimization import Optimization
 from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, PixelSegmenter, Segmenter, resize_logits
 from adaptseg.networks.feature_bank import FeatureBank, fixed_sample
 from adaptseg.networks.pixel_segmenter import PixelHead
 from adaptseg.tensors import likeliest
-
-
-@dataclass(frozen=True)
-class HeadTraining:
-    """How the head learns within one round (released code).
-
-    Attributes:
-        lr: Adam's rate.
-        least_lr: to which it swings down and up again.
-        half_period: passes over the pool from the highest to the lowest rate: a cosine without restarts, as torch's
-            `CosineAnnealingLR` runs on beyond its T_max.
-        weight_decay: L2.
-        patience: labelled batches in a row without a new least loss after which the head rests until the next round;
-            null = it learns to the round's end.
-        first_passes: passes over the pool before patience is counted.
-        dropout: on the logits in training; what BALD and its kin draw with.
-    """
-
-    lr: float = 1e-3
-    least_lr: float = 1e-6
-    half_period: float = 5.0
-    weight_decay: float = 1e-5
-    patience: int | None = 50
-    first_passes: int = 4
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise AdaptSegError(f"model.training.dropout is {self.dropout}; a probability in [0, 1) is expected")
-        if not 0 < self.least_lr <= self.lr or self.half_period <= 0:
-            raise AdaptSegError(
-                f"model.training has lr {self.lr}, least_lr {self.least_lr} and half_period {self.half_period}; "
-                "0 < least_lr <= lr and a positive half_period are expected"
-            )
-
-    def rate(self, passes: int) -> float:
-        """Learning rate during pass number `passes` (from 0) of a round."""
-        return self.least_lr + (self.lr - self.least_lr) * (1 + math.cos(math.pi * passes / self.half_period)) / 2
 
 
 class PixelClassifier(Method):
@@ -88,7 +48,7 @@ class PixelClassifier(Method):
         network: a PixelSegmenter.
         class_table: filled in from the data.
         training: of the head.
-        inference: how whole scenes are predicted.
+        inference: how scenes are predicted: whole, as their features are read; windows and mirror images are refused.
         init_from: checkpoint or run directory to start the weights of the first round from.
         seed: filled in from `seed_everything`.
         class_weights: of both cross-entropies; null = 1 each.
@@ -134,11 +94,16 @@ class PixelClassifier(Method):
             raise AdaptSegError(
                 f"model.network makes a {type(self.student).__name__}; PixelClassifier needs a PixelSegmenter"
             )
+        if inference.window is not None or inference.flip:
+            raise AdaptSegError(
+                "model.inference: a PixelClassifier reads scenes whole, as it does for the features that it learns "
+                "from; set window: null and flip: false"
+            )
         if norm_pixels < 0 or source_pixels < 0:
             raise AdaptSegError(
                 f"model.norm_pixels is {norm_pixels} and source_pixels {source_pixels}; 0 or more are expected"
             )
-        self.training_of_head, self.norm_statistics = training, norm_statistics
+        self.training_of_head, self.norm_statistics, self.init_from = training, norm_statistics, init_from
         self.norm_pixels, self.source_pixels, self.source_weight = norm_pixels, source_pixels, source_weight
         self.cache = None if cache is None else Path(cache)
         self.finished = nn.ModuleList()
@@ -170,17 +135,17 @@ class PixelClassifier(Method):
         ):
             if scenes is not None:
                 standing = self._norm_points if domain == "target" else None
-                self.banks[domain] = FeatureBank(
+                bank = FeatureBank(
                     lambda: self.network.features, scenes, view.size, view.mean, view.std, self.cache, standing
                 )
-        size = next(iter(self.banks.values())).size((data.target or data.source).keys[0])  # pyright: ignore
-        self.network.features.check(size)
+                self.network.features.check(bank.size(scenes.keys[0]))
+                self.banks[domain] = bank
 
     def _require_whole_scenes(self, data: DomainPair) -> None:
         given = {"flip": data.target_view.flip, "crop": data.target_view.crop is not None}
-        given["pool_size"] = data.target is not None and data.pool_grid(data.pool.keys[0]) != (
-            data.target_view.size or data.pool.size(data.pool.keys[0])
-        )
+        if data.target is not None:
+            seen = data.target_view.size
+            given["pool_size"] = any(data.pool_grid(key) != (seen or data.pool.size(key)) for key in data.pool.keys)
         for name, wrong in given.items():
             if wrong:
                 raise AdaptSegError(
@@ -285,23 +250,21 @@ class PixelClassifier(Method):
 
     def _watch_patience(self, loss: Tensor) -> None:
         settings = self.training_of_head
-        if settings.patience is None or self._passes(self.global_step) < settings.first_passes:
+        if settings.patience is None or self._passes() < settings.first_passes:
             return
         value = float(mean_over_ranks(loss.detach()))
         self.waited = 0 if value < self.least_loss else self.waited + 1
         self.least_loss = min(self.least_loss, value)
         self.stopped = self.waited > settings.patience
 
-    def _passes(self, step: int) -> int:
-        """Whole passes over the pool in this round before optimiser step `step`."""
+    def _passes(self) -> int:
+        """Whole passes over the pool in this round before this step."""
         data = pair_of(self.trainer)
-        return (step - self.began) // max(1, math.ceil(len(data.pool.keys) / data.batch_size))
+        return (self.global_step - self.began) // max(1, math.ceil(len(data.pool.keys) / data.batch_size))
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.training_of_head
-        optimizer = torch.optim.Adam(self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        schedule = LambdaLR(optimizer, lambda step: settings.rate(self._passes(step)) / settings.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return torch.optim.Adam(self.network.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -311,9 +274,12 @@ class PixelClassifier(Method):
             raise AdaptSegError(
                 "trainer.accumulate_grad_batches: PixelClassifier takes 1; raise data.batch_size instead"
             )
-        optimizer_closure()
+        loss = optimizer_closure()
         if not self.rests:
-            optimizer.step()
+            # By hand: one of torch's schedules would look a step ahead, past the end of a round.
+            for group in optimizer.param_groups:
+                group["lr"] = self.training_of_head.rate(self._passes())
+            optimizer.step(lambda: loss)  # without a loss, float16's scaler would take the step for skipped
         optimizer.zero_grad()
 
     # ---- rounds
@@ -322,13 +288,12 @@ class PixelClassifier(Method):
         """Start anew on the labels of rounds 1..`round`; the head that learned from those before stays, frozen."""
         if round > 1:
             self.finished.append(copy.deepcopy(self.network.head).requires_grad_(False))
-        self.network.head.restart(torch.Generator().manual_seed(hash((self.seed, round)) % 2**63))
+        if round > 1 or self.init_from is None:
+            self.network.head.restart(torch.Generator().manual_seed(hash((self.seed, round)) % 2**63))
         self._begin_books(self.global_step)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         optimizer.state.clear()
-        for group in optimizer.param_groups:  # the schedule looked ahead before it knew of the new round
-            group["lr"] = self.training_of_head.rate(0)
 
     def _begin_books(self, step: int) -> None:
         self.began, self.least_loss, self.waited, self.stopped, self.rests = step, math.inf, 0, False, False

@@ -17,6 +17,7 @@ from torch import Tensor
 from adaptseg import storage
 from adaptseg.data.scenes import Scenes
 from adaptseg.data.transforms import normalized, resized_image
+from adaptseg.errors import AdaptSegError
 from adaptseg.networks.feature_maps import FeatureMaps
 from adaptseg.networks.point_features import gather
 
@@ -105,10 +106,8 @@ class FeatureBank:
             return compute()
         path = self._folder / f"{key}.{storage.content_hash(settings)}.npy"
         if not path.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, compute())
-            storage.atomic_write(path, buffer.getvalue())
-        return np.load(path)
+            _save(path, compute())
+        return _load(path, np.dtype(np.int64))
 
     def forget_maps(self) -> None:
         """Free the maps of the scene that was looked at last."""
@@ -140,6 +139,10 @@ class FeatureBank:
 
     # ---- the cache
 
+    @property
+    def _entry(self) -> np.dtype[np.void]:
+        return np.dtype([("at", np.int64), ("features", np.float16, (self.channels,))])
+
     def _file(self, key: str, draw: int) -> Path:
         assert self._folder is not None
         return self._folder / f"{key}.draw{draw}.npy"
@@ -148,7 +151,7 @@ class FeatureBank:
         """Sorted flat positions and their features; empty where nothing is kept."""
         if self._folder is None or not (path := self._file(key, draw)).is_file():
             return np.empty(0, np.int64), np.empty((0, self.channels), np.float16)
-        entry = np.load(path, mmap_mode="r")
+        entry = _load(path, self._entry)
         return entry["at"], entry["features"]
 
     def _write(
@@ -163,11 +166,26 @@ class FeatureBank:
         if not len(new):
             return
         at, features = _merged(known, values, new, computed)
-        entry = np.empty(len(at), np.dtype([("at", np.int64), ("features", np.float16, features.shape[1:])]))
+        entry = np.empty(len(at), self._entry)
         entry["at"], entry["features"] = at, features
-        buffer = io.BytesIO()
-        np.save(buffer, entry)
-        storage.atomic_write(self._file(key, draw), buffer.getvalue())
+        _save(self._file(key, draw), entry)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    storage.atomic_write(path, buffer.getvalue())
+
+
+def _load(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A memory map of a file that `_save` wrote; whatever else lies there is never used."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise AdaptSegError(f"cache file {path} is truncated or broken ({error}); delete it") from error
+    if found.dtype != dtype or found.ndim != 1:
+        raise AdaptSegError(f"cache file {path} holds {found.dtype} {found.shape}, not {dtype} (n,); delete it")
+    return found
 
 
 def _merged(

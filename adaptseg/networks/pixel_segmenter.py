@@ -40,8 +40,9 @@ class RowNorm(nn.Module):
 
     def forward(self, rows: Tensor, counted: Tensor | None = None) -> Tensor:
         """(N, D) normalised: in training by the statistics of the rows that are `counted` (N,) bool, None = all; by the
-        running ones in evaluation and where fewer than two rows count anywhere.
+        running ones in evaluation and where fewer than two rows count anywhere. Half precision becomes float32.
         """
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if not self.training:
             return self._affine(rows, self.mean, self.variance)
         chosen = rows if counted is None else rows[counted]

@@ -5,6 +5,7 @@ python experiments/benchmarks/training_step.py --save experiments/benchmarks/res
 python experiments/benchmarks/self_training_step.py --save experiments/benchmarks/results/self_training_step.json
 python experiments/benchmarks/hrda_step.py --save experiments/benchmarks/results/hrda_step.json
 python experiments/benchmarks/gbw.py --save experiments/benchmarks/results/gbw.json
+python experiments/benchmarks/herding.py --save experiments/benchmarks/results/herding.json
 python experiments/benchmarks/readme_table.py
 """
 
@@ -88,13 +89,35 @@ def hrda_rows(step: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def herding_rows(herding: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, measured, aim) per line."""
+    plain, memory = herding["plain"], herding["memory"]
+    same = "the same" if plain["same"] else "OTHER"
+    return [
+        (
+            f"exact herding, n = {plain['n']:,}, {plain['picks']:,} picks ({same} indices): times as fast as the plain "
+            "loop with a stored kernel",
+            f"{plain['ratio']:.0f}",
+            "at least 8",
+        ),
+        ("the same, kernel rows computed, in n", f"{plain['kernel_rows_over_n']:.1f}", "at most 8"),
+        ("herding half of n points: exponent of n in the time", f"{herding['growth']['exponent']:.2f}", ""),
+        (
+            f"herding at n = {memory['n']:,}, D = {memory['channels']}: peak memory above start, GB",
+            f"{memory['extra_GB']:.2f}",
+            "under 1.5",
+        ),
+    ]
+
+
 def main() -> None:
-    names = ("selection", "training_step", "self_training_step", "gbw", "hrda_step")
+    names = ("selection", "training_step", "self_training_step", "gbw", "hrda_step", "herding")
     found = {name: json.loads((HERE / "results" / f"{name}.json").read_text()) for name in names}
     table = [
         *rows(found["selection"], found["training_step"]),
         *self_training_rows(found["self_training_step"], found["gbw"]),
         *hrda_rows(found["hrda_step"]),
+        *herding_rows(found["herding"]),
     ]
     lines = ["| | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
     write_into_readme("speed", "\n".join(lines))
