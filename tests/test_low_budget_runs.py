@@ -237,8 +237,9 @@ def test_cbda_over_the_recipe(tmp_path: Path):
     flags += ["--active.budget", "0.05", "--active.schedule", "[0.5]"]
     done = adaptseg(*flags, folder=tmp_path, before=without_pictures)
     assert (done.code, done.err) == (0, ""), done.err
-    assert LabelStore.open(tmp_path / RUN / "labels").spent(1) == pytest.approx(0.05 * 4 * 32 * 64, rel=0.02)
-    assert state(tmp_path / RUN)["pixel_classifier"]["finished"] == 0
+    run = tmp_path / "runs/edald+cbda/seed0"
+    assert LabelStore.open(run / "labels").spent(1) == pytest.approx(0.05 * 4 * 32 * 64, rel=0.02)
+    assert state(run)["pixel_classifier"]["finished"] == 0
 
 
 def test_another_method_is_refused_in_one_line(tmp_path: Path):
