@@ -370,7 +370,7 @@ def _quiet(verb: str) -> None:
         r".*GPU available but not used",  # trainer.accelerator is the user's choice
         r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
         r".*`broadcast_buffers` is deprecated",  # torch 2.15; its successor is unknown to torch 2.6
-        r".*recommended to use `self\.log\('(val|test)/.*sync_dist=True",  # equal on all ranks
+        r".*recommended to use `self\.log\('((round_\d+/)?val|test)/.*sync_dist=True",  # equal on all ranks
     ):
         warnings.filterwarnings("ignore", message)
     # Calls that lightning 2.6 itself makes, to be removed in jsonargparse 5 (bounded in pyproject).

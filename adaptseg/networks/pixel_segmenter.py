@@ -92,7 +92,7 @@ class PixelHead(nn.Module):
         """Logits of rows (N, D); `counted` (N,) bool: whose statistics the norms take in training, None = all."""
         first = self.linears[0]
         assert isinstance(first, nn.Linear)
-        return self._rest(functional.linear(rows, first.weight, first.bias), counted)
+        return self._rest(functional.linear(rows.to(first.weight), first.weight, first.bias), counted)
 
     def dense(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """(B, C, H, W) logits of every pixel of an image of that size, from its low-resolution maps (B, C_i, h_i, w_i).
@@ -101,7 +101,7 @@ class PixelHead(nn.Module):
         """
         first = self.linears[0]
         assert isinstance(first, nn.Linear)
-        hidden = project(maps, first.weight, size) + first.bias[:, None, None]
+        hidden = project([low.to(first.weight) for low in maps], first.weight, size) + first.bias[:, None, None]
         batch, channels = hidden.shape[:2]
         logits = self._rest(hidden.permute(0, 2, 3, 1).reshape(-1, channels), None)
         return logits.reshape(batch, *size, -1).permute(0, 3, 1, 2)
