@@ -38,7 +38,20 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
     file = Path(file)
     wanted = encoder.state_dict()
     given = _match(_read(file), wanted)
-    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}
+    if found := misfit({**counters, **given}, wanted):
+        raise AdaptSegError(f"weights file {file} does not fit the encoder: it {found}; check `encoder` and `weights`")
+    # The plain method: smp's encoders override it and drop or rename keys of their own hub files.
+    nn.Module.load_state_dict(encoder, {**wanted, **given})
+
+
+def misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, shown: int = 3) -> str:
+    """What hinders given tensors from being loaded as the wanted ones, in words; empty if nothing does.
+
+    Float types may differ. Of each kind of fault (missing, left over, wrongly shaped) the first `shown` keys are named
+    and the others counted.
+    """
+    missing = [k for k in wanted if k not in given]
     unexpected = [k for k in given if k not in wanted]
     unfit = [
         f"{k} ({_form(given[k])} instead of {_form(wanted[k])})"
@@ -46,10 +59,7 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
         if k in given and not _interchangeable(given[k], wanted[k])
     ]
     problems = (("lacks", missing), ("has unknown", unexpected), ("has wrongly shaped", unfit))
-    if found := "; ".join(f"{what} {_some(keys)}" for what, keys in problems if keys):
-        raise AdaptSegError(f"weights file {file} does not fit the encoder: it {found}; check `encoder` and `weights`")
-    # The plain method: smp's encoders override it and drop or rename keys of their own hub files.
-    nn.Module.load_state_dict(encoder, {**wanted, **given})
+    return "; ".join(f"{what} {_some(keys, shown)}" for what, keys in problems if keys)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -115,6 +125,6 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
+def _some(keys: list[str], shown: int) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more
