@@ -43,9 +43,7 @@ def read_unet(source: str, adm: AdmFlags | None = None) -> ReadableUNet:
     if adm is None:
         return _of_diffusers(_unet_2d(source), source)
     if adm.class_cond:
-        raise AdaptSegError(
-            "adm.class_cond: true given; features of images without labels need a network without classes"
-        )
+        raise AdaptSegError("adm.class_cond is true; images without labels have features in a network without classes")
     network = load_adm(source, adm)
     blocks = [(f"output_blocks.{number}", channels) for number, channels in enumerate(network.decoded)]
     return ReadableUNet(network, blocks, len(adm.widths), {"adm": adm.architecture()})
