@@ -37,8 +37,8 @@ def published(width: int, *, half: bool) -> AdmFlags:
     """The flags of the overlay for so many channels."""
     network = yaml.safe_load(OVERLAY.read_text())["model"]["init_args"]["network"]
     given = network["init_args"]["features"]["init_args"]["adm"]
-    flags = AdmFlags(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    return replace(flags, num_channels=width, num_head_channels=min(64, width), use_fp16=half)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return replace(AdmFlags(**values), num_channels=width, num_head_channels=min(64, width), use_fp16=half)
 
 
 def runs(file: str, flags: AdmFlags, device: str) -> dict[str, Callable[[], object]]:

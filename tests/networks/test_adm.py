@@ -192,8 +192,12 @@ def images_for(flags: AdmFlags) -> Tensor:
 def outputs(blocks: Iterable[nn.Module]) -> list[Tensor]:
     """What the blocks return, once they run."""
     found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
     for block in blocks:
-        block.register_forward_hook(lambda module, inputs, output: found.append(output))
+        block.register_forward_hook(keep)
     return found
 
 
@@ -275,7 +279,8 @@ def test_published_flags_give_the_published_blocks() -> None:
     for name, dropout in (("adm_256", 0.0), ("adm_lsun_bedroom", 0.1)):
         features = yaml.safe_load((OVERLAYS / f"{name}.yaml").read_text())
         settings = features["model"]["init_args"]["network"]["init_args"]["features"]["init_args"]
-        flags = AdmFlags(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["adm"].items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["adm"].items()}
+        flags = AdmFlags(**given)
         assert flags.dropout == dropout
         assert (flags.use_fp16, flags.class_cond) == (True, False)
         with torch.device("meta"):
@@ -286,7 +291,7 @@ def test_published_flags_give_the_published_blocks() -> None:
         assert said.shape == (1, 6, 256, 256)
         assert (settings["timesteps"], settings["blocks"]) == ([50, 150, 250], [5, 8, 12, 17])
         assert 3 * sum(found[block].shape[1] for block in settings["blocks"]) == 6144
-        assert network.output_blocks[0][1].heads == 16  # 64 channels each
+        assert network.get_submodule("output_blocks.0.1").heads == 16  # 64 channels each
 
 
 # ---- precision

@@ -92,8 +92,8 @@ def test_diffusion_maps_are_the_decoders_blocks(folder: str) -> None:
 
 
 def test_diffusers_blocks_that_step_up_inside_residual_blocks(tmp_path: Path) -> None:
-    kinds = {"down_block_types": ("ResnetDownsampleBlock2D",) * 3, "up_block_types": ("ResnetUpsampleBlock2D",) * 3}
-    unet = small_unet(**kinds)
+    down, up = ("ResnetDownsampleBlock2D",) * LEVELS, ("ResnetUpsampleBlock2D",) * LEVELS
+    unet = small_unet(down_block_types=down, up_block_types=up)
     unet.save_pretrained(tmp_path)
     features = DiffusionFeatures(str(tmp_path), timesteps=(50,), blocks=range(9), seed=4)
     noisy = noised(centred(IMAGES), _noise(4, 0, 16, 32), torch.tensor([50, 50]))
