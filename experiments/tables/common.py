@@ -101,7 +101,7 @@ def make(table: str, rows: Sequence[Row], columns: Sequence[Column], given: argp
     chosen = [row for row in rows if not given.rows or any(part in row.name for part in given.rows)]
     if not given.print:
         run_missing(table, chosen, given.seeds, given.runs)
-    write_into_readme(table, markdown(table, rows, columns))
+    write_into_readme(table, markdown(rows, columns, lambda row: load(table, row)))
 
 
 def load(table: str, row: Row) -> list[dict[str, Any]]:
@@ -110,11 +110,11 @@ def load(table: str, row: Row) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((RESULTS / table).glob(f"{stem}*.json"))]
 
 
-def markdown(table: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[Column], results_of: Callable[[Row], list[dict[str, Any]]]) -> str:
     """Mean ± standard deviation over seeds (the value alone for one seed); cells without a result stay empty."""
     lines = ["| " + " | ".join(["", *(c.title for c in columns), "seeds"]) + " |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
-        results = load(table, row)
+        results = results_of(row)
         cells = [_cell(column, results) for column in columns]
         lines.append("| " + " | ".join([row.name, *cells, str(len(results) or "")]) + " |")
     return "\n".join(lines)
