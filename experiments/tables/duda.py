@@ -38,16 +38,14 @@ NETWORKS = {
 }
 
 
-def training(name: str, config: str, steps: int, **flags: Any) -> dict[str, Any]:
-    """A stage that trains; `__` in a flag's name is a dot."""
-    given = {key.replace("__", "."): value for key, value in flags.items()}
-    return {"name": name, "config": config, "flags": {"trainer.max_steps": steps, **given}}
+def training(name: str, config: str, steps: int, flags: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A stage that trains."""
+    return {"name": name, "config": config, "flags": {"trainer.max_steps": steps, **(flags or {})}}
 
 
 def host(name: str, size: str) -> dict[str, Any]:
     """MIC on one network alone."""
-    flags = {f"model__network__{key}": value for key, value in NETWORKS[size].items()}
-    return training(name, "mic.yaml", STEPS, **flags)
+    return training(name, "mic.yaml", STEPS, {f"model.network.{key}": value for key, value in NETWORKS[size].items()})
 
 
 def second(
@@ -61,7 +59,7 @@ def second(
     """A training of the small network by frozen teachers; from `start`, None = from scratch."""
     begin = {"from_scratch": True, "init_from": None} if start is None else {"init_from": start}
     model = {"init_args": {"teachers": teachers, "class_weights": weights, **begin}}
-    return {**training(name, "duda/stage2.yaml", steps, model__optimization__lr=lr), "recipe": {"model": model}}
+    return {**training(name, "duda/stage2.yaml", steps, {"model.optimization.lr": lr}), "recipe": {"model": model}}
 
 
 def recipe(seed: int) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def recipe(seed: int) -> dict[str, Any]:
         "class_path": "MeasureInconsistency",
         "init_args": {"run": "{stage:first}", "divergence": True},
     }
-    half = (STEPS // 8, STEPS // 2)
+    ramp, continued = [STEPS // 8, STEPS // 2], {"model.large_from": "{stage:large}"}
     kinds = {
         f"balanced_{kind}": {
             "class_path": "InconsistencyWeights",
@@ -87,14 +85,9 @@ def recipe(seed: int) -> dict[str, Any]:
             host("large", "large"),
             second("afterwards", [finished], STEPS, None, None, lr=3e-3),
             training("online", "duda_stage1.yaml", STEPS),
-            training(
-                "ramp", "duda_stage1.yaml", STEPS, model__distillation={"gradual": "ramp", "ramp": list(half)}
-            ),
-            training(
-                "chain", "duda_stage1.yaml", STEPS, model__distillation={"gradual": "chain"},
-                model__large_from="{stage:large}",
-            ),
-            training("two_teachers", "duda_stage1.yaml", STEPS, model__teachers=[finished]),
+            training("ramp", "duda_stage1.yaml", STEPS, {"model.distillation": {"gradual": "ramp", "ramp": ramp}}),
+            training("chain", "duda_stage1.yaml", STEPS, {"model.distillation": {"gradual": "chain"}, **continued}),
+            training("two_teachers", "duda_stage1.yaml", STEPS, {"model.teachers": [finished]}),
             training("first", "duda_stage1.yaml", STEPS - FINAL),
             {"name": "measured", "config": "duda_stage1.yaml", "recipe": {"job": measured}},
             *(second(name, [first], FINAL, kind, "{stage:first}") for name, kind in weights.items()),
