@@ -66,7 +66,7 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-        folder = _run_folder(runs, row, name)
+        folder = run_folder(runs, row, name)
         fit, test = (json.loads((folder / file).read_text()) for file in ("result.json", "test.json"))
         environment = json.loads((folder / "environment.json").read_text())
         result = {
@@ -126,7 +126,8 @@ def _without_folder(flag: str) -> str:
     return f"{name}={Path(value).name}" if equals and value.startswith("/") else flag
 
 
-def _run_folder(runs: Path, row: Row, name: str) -> Path:
+def run_folder(runs: Path, row: Row, name: str) -> Path:
+    """The run directory of a row."""
     stems = [Path(row.flags[i + 1]).stem for i, flag in enumerate(row.flags) if flag == "--config"]
     return (REPOSITORY / runs if not runs.is_absolute() else runs) / "+".join(stems) / name
 
