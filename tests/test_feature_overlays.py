@@ -11,7 +11,7 @@ from test_configs import CONFIGS, ParseOnly, parse
 
 from adaptseg import networks
 from adaptseg.cli import main
-from adaptseg.lightning_cli import _quiet
+from adaptseg.known_warnings import silence
 from adaptseg.networks.adm import AdmFlags, AdmUNet
 from adaptseg.recipes import load_recipe
 
@@ -20,7 +20,7 @@ OVERLAYS = sorted((CONFIGS / "features").glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    _quiet("fit")
+    silence("fit")
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     monkeypatch.setattr(ParseOnly, "folder", Path("nowhere"), raising=False)
 
