@@ -12,7 +12,8 @@ from test_configs import CONFIGS, ParseOnly, parse
 from adaptseg import networks
 from adaptseg.cli import main
 from adaptseg.known_warnings import silence
-from adaptseg.networks.adm import AdmFlags, AdmUNet
+from adaptseg.networks import AdmFlags
+from adaptseg.networks.adm import AdmUNet
 from adaptseg.recipes import load_recipe
 
 OVERLAYS = sorted((CONFIGS / "features").glob("*.yaml"))

@@ -1,5 +1,6 @@
 """Segmentation networks behind one interface, how they are trained in groups, read and rebuilt."""
 
+from adaptseg.networks.adm_flags import AdmFlags
 from adaptseg.networks.daformer import DAFormer
 from adaptseg.networks.deeplab_v2 import DeepLabV2
 from adaptseg.networks.denoiser import Denoiser, load_denoiser
@@ -14,6 +15,7 @@ from adaptseg.networks.smp import SmpSegmenter
 
 __all__ = [
     "HRDA",
+    "AdmFlags",
     "DAFormer",
     "DeepLabV2",
     "Denoiser",

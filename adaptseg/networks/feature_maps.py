@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adaptseg.data.sampling import generator
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.adm import AdmFlags
+from adaptseg.networks.adm_flags import AdmFlags
 from adaptseg.networks.denoiser import TIMESTEPS, centred, check_size, noised
 from adaptseg.networks.encoders import levels as encoder_levels
 from adaptseg.networks.encoders import make_encoder, stages
@@ -186,7 +186,7 @@ class DiffusionFeatures(FeatureMaps):
 
     def config(self) -> dict[str, Any]:
         arguments = {"unet": self.source, "timesteps": list(self.timesteps), "blocks": list(self.blocks)}
-        flags = {"class_path": "adaptseg.networks.adm.AdmFlags", "init_args": asdict(self.adm)} if self.adm else None
+        flags = {"class_path": "adaptseg.networks.AdmFlags", "init_args": asdict(self.adm)} if self.adm else None
         return {
             "class_path": "adaptseg.networks.feature_maps.DiffusionFeatures",
             "init_args": {**arguments, "seed": self.seed, "adm": flags},

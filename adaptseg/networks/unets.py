@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.adm import AdmFlags, load_adm
+from adaptseg.networks.adm import load_adm
+from adaptseg.networks.adm_flags import AdmFlags
 from adaptseg.networks.denoiser import diffusers_module, load_denoiser
 from adaptseg.networks.weights import first_line
 

@@ -27,8 +27,8 @@ import torch
 import yaml
 from selection import PeakMemory
 
-from adaptseg.networks import DiffusionFeatures
-from adaptseg.networks.adm import AdmFlags, AdmUNet
+from adaptseg.networks import AdmFlags, DiffusionFeatures
+from adaptseg.networks.adm import AdmUNet
 
 OVERLAY = Path(__file__).parents[2] / "configs" / "features" / "adm_256.yaml"
 

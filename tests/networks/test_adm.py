@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from adaptseg import networks
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import DiffusionFeatures
-from adaptseg.networks.adm import AdmFlags, AdmUNet, load_adm
+from adaptseg.networks import AdmFlags, DiffusionFeatures
+from adaptseg.networks.adm import AdmUNet, load_adm
 from adaptseg.networks.denoiser import centred, noised
 from adaptseg.networks.feature_maps import _noise
 
