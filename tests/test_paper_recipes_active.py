@@ -1,4 +1,4 @@
-"""Recipes of RIPU and CBDA at the published scale: their numbers are those of the specification's sections 2.3 to 2.6."""
+"""Recipes of RIPU and CBDA at the published scale: their numbers are those of their specification, 2.3 to 2.6."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOURCES = {"gta5": ("GTA5", 19), "synthia": ("Synthia", 16)}
 
 
 class Row(NamedTuple):
-    """What belongs to one recipe: network, budget, and how many are picked in an image and round (None: in the pool)."""
+    """What belongs to one recipe; `picks` in an image and round, None: in the whole pool."""
 
     network: str
     budget: float

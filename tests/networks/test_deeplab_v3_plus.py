@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from adaptseg.classes import STREETS
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import DeepLabV3Plus, build, describe, load, parameter_groups
+from adaptseg.networks import DeepLabV3Plus, build, deeplab_v3_plus, describe, load, parameter_groups
 from adaptseg.networks.deeplab_v3_plus import SeparableHead
+from adaptseg.networks.encoders import Level
 from adaptseg.networks.normalization import replace_batch_norm
 
 CLASSES = 5
@@ -221,7 +222,8 @@ def test_encoder_and_head_share_no_parameter_and_leave_none_out() -> None:
     ("arguments", "message"),
     [
         ({"encoder": "resnet999"}, "'resnet999' is no encoder of smp"),
-        ({"encoder": "mit_b0"}, "'mit_b0'"),
+        ({"encoder": "densenet121"}, "'densenet121' cannot be made: .*dilated"),
+        ({"encoder": "tu-pvt_v2_b0"}, r"'tu-pvt_v2_b0' gives no maps at output stride 8: .*strides 4, 8, 16, 32"),
         ({"channels": 0}, "channels: 0 given"),
         ({"shortcut_channels": -1}, "shortcut_channels: -1 given"),
         ({"dilations": ()}, r"dilations: \[\] given"),
@@ -237,8 +239,14 @@ def test_arguments_that_cannot_be_honoured(arguments: dict[str, Any], message: s
         tiny(**arguments)
 
 
+def test_an_encoder_without_a_map_at_stride_four_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deeplab_v3_plus, "levels", lambda encoder, stride: [Level(8, 2), Level(8, 8)])
+    with pytest.raises(AdaptSegError, match=r"strides 2, 8; DeepLabV3Plus needs one at stride 4 and the last at"):
+        tiny()
+
+
 def test_batch_of_one_cannot_train_live_norms() -> None:
-    with pytest.raises(AdaptSegError, match="DeepLabV3Plus.*norm: frozen or group"):
+    with pytest.raises(AdaptSegError, match=r"DeepLabV3Plus.*norm: frozen or group"):
         tiny().train()(torch.randn(1, 3, 32, 32))  # the image's mean is one value a channel
 
 
