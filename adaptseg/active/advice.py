@@ -1,8 +1,8 @@
 """What further labels are expected to bring, from the few points of mIoU over labels spent that a run has (pure).
 
 The curve is y = a + b g(x), x = labels spent over what is spent at the last point, g(x) = (1 - x^-e) / e (log x for
-e = 0): a power law that levels off (e > 0), logarithmic, or growing faster. Bayesian linear regression for each exponent
-e, averaged by how well each explains the points, gives an honest spread with as few as two of them. All priors are
+e = 0): a power law that levels off (e > 0), logarithmic, or growing faster. Bayesian linear regression for each e,
+averaged by how well each explains the points, gives an honest spread with as few as two of them. All priors are
 inferred:
 
 * e is one of EXPONENTS, equally likely: from growth by the square root of the labels to almost level.
@@ -65,7 +65,8 @@ class GainPosterior(NamedTuple):
         low, high = float(ends.min()), float(ends.max())  # the mixture's lies between those of its parts
         if high - low < 1e-12:
             return low
-        return float(optimize.brentq(lambda value: self.below(value) - probability, low, high))
+        root: Any = optimize.brentq(lambda value: self.below(value) - probability, low, high)
+        return float(root)
 
 
 def gain_posterior(spent: Sequence[float], miou: Sequence[float], start: float, end: float) -> GainPosterior:
@@ -121,9 +122,9 @@ def expected_gain(
     points = [(x, y) for x, y in zip(spent, miou, strict=True) if x > 0]
     if len(points) < LEAST_POINTS:
         return None
-    x, y = zip(*points, strict=True)
-    now = x[-1] if now is None else now
-    posterior = gain_posterior(x, y, now, now + (step_beyond(now) if further is None else further))
+    start = points[-1][0] if now is None else now
+    end = start + (step_beyond(start) if further is None else further)
+    posterior = gain_posterior([x for x, _ in points], [y for _, y in points], start, end)
     tail = (1 - COVERED) / 2
     return Gain(posterior.mean, posterior.quantile(tail), posterior.quantile(1 - tail))
 
@@ -160,11 +161,7 @@ def advice(history: Sequence[Mapping[str, Any]], final: float | None = None) -> 
     what = f"a further {100 * step_beyond(now):.2g} % of the pool"
     gain = expected_gain(spent, miou, now=now)
     if gain is None:
-        return (
-            f"too early to say what {what} would bring: {points} of the {LEAST_POINTS} budgets needed "
-            f"{'is' if points == 1 else 'are'} judged",
-            None,
-        )
+        return f"too early to say what {what} would bring (rounds judged: {points}, needed: {LEAST_POINTS})", None
     percent = [f"{100 * value:+.1f}" for value in gain]
     interval = f"90 % interval {percent[1]} to {percent[2]}"
-    return f"from {points} budgets: {what} is expected to bring {percent[0]} mIoU ({interval})", gain
+    return f"from {points} rounds: {what} is expected to bring {percent[0]} mIoU ({interval})", gain

@@ -156,8 +156,7 @@ class TwoStageEDALD(Acquisition):
 
     @property
     def judged_in_rounds(self) -> bool:
-        """Only if `stop` needs it: reading an image costs passes of a large network, which the heads of all rounds share
-        at the end."""
+        """Only if `stop` needs it: reading images is costly, and the heads of all rounds share it at the end."""
         return self.stop is not None and self.stop.needs_scores
 
     def round_steps(self, max_steps: int, tick: int) -> list[int]:
@@ -240,9 +239,8 @@ class TwoStageEDALD(Acquisition):
 
     def _note_predictions(self, trainer: Trainer, method: PointPredictor, stop_set: StopSet) -> None:
         for index in tracked(trainer, self._mine, f"round {self.round + 1}: reading the stop set"):
-            key = self._keys[index]
-            features = method.pool_features.at(key, stop_set.positions(key))
-            stop_set.note(key, method.probabilities_at(features).argmax(1))
+            yx = stop_set.positions(key := self._keys[index])
+            stop_set.note(key, method.probabilities_at(method.pool_features.at(key, yx)).argmax(1))
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {key: (height, width) for key, (height, width) in self.store.sizes.items()}

@@ -39,8 +39,9 @@ class Acquisition(Callback, ABC):
     """Base of every acquisition: fires at the end of the ticks that `round_steps` names, or before the first step (0).
 
     State: round number, checksum of its query, the table of rounds, whether and why buying ended, and what the network
-    said of the stop set, in the checkpoint (`state_dict`); the labels themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored
-    until the round is redone; one that is behind it raises.
+    said of the stop set, in the checkpoint (`state_dict`); the labels themselves in `<run>/labels`. A label store that
+    is ahead of the checkpoint (a kill between the two) is ignored until the round is redone; one that is behind it
+    raises.
 
     Args:
         oracle: who answers a query; default: the pool's ground truth.

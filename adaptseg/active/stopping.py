@@ -89,7 +89,7 @@ class Stopping:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether the network must be judged whenever a round is due: for the rule, or because the run may end there."""
+        """Whether the network must be judged when a round is due: for the rule, or because the run may end there."""
         return self.plateau is not None or self.then == "end"
 
     # ---- before the first step
@@ -125,10 +125,11 @@ class Stopping:
             ("plateau", self.plateau, 2),
             ("agreement", self.agreement, 2 if begins_untrained else 1),
         ):
-            if given is not None and len(planned) < first + self.rounds:
+            needed = first + self.rounds
+            if given is not None and len(planned) < needed:
                 raise AdaptSegError(
-                    f"active.stop.{name} looks back over {self.rounds} rounds, which takes {first + self.rounds} rounds; "
-                    f"this acquisition has {len(planned)}: it could never stop; plan more, or lower active.stop.rounds"
+                    f"active.stop.{name} looks back over {self.rounds} rounds, which takes {needed} rounds; this "
+                    f"acquisition has {len(planned)}: it could never stop; plan more, or lower active.stop.rounds"
                 )
 
     # ---- when a round is due
@@ -156,8 +157,9 @@ class Stopping:
         probability = gain_posterior(spent, miou, spent[-1 - self.rounds], spent[-1]).below(self.plateau / 100)
         if probability < self.confidence:
             return None
+        span = "the last round" if self.rounds == 1 else f"the last {self.rounds} rounds"
         return (
-            f"the last {self.rounds} rounds brought less than {self.plateau:g} points of mIoU with probability "
+            f"{span} brought less than {self.plateau:g} points of mIoU with probability "
             f"{probability:.2f} (active.stop.plateau)"
         )
 
