@@ -77,12 +77,6 @@ def after_the_stop() -> None:
     _die_in(Supervised, "training_step", lambda method, *_: method.global_step == 5, after=True)
 
 
-def before_the_checkpoint_of_the_stop() -> None:
-    from adaptseg.callbacks.checkpoints import AtomicCheckpointIO
-
-    _die_in(AtomicCheckpointIO, "save_checkpoint", _checkpoint(4))
-
-
 def after_the_checkpoint_of_the_stop() -> None:
     from adaptseg.callbacks.checkpoints import AtomicCheckpointIO
 
@@ -90,9 +84,8 @@ def after_the_checkpoint_of_the_stop() -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("point", [before_the_checkpoint_of_the_stop, after_the_stop])
-def test_killed_and_started_again(whole: tuple[Path, str], tmp_path: Path, point: Callable[[], None]):
-    assert fit(tmp_path, before=point).code == -signal.SIGKILL
+def test_killed_and_started_again(whole: tuple[Path, str], tmp_path: Path):
+    assert fit(tmp_path, before=after_the_stop).code == -signal.SIGKILL
     again = fit(tmp_path)
     assert (again.code, again.err) == (0, "")
     assert again.out.count("buying ends after round 1, at step 4: ") == 1
@@ -127,7 +120,8 @@ def test_a_run_that_ends_is_a_finished_run(tmp_path: Path):
 
 
 def test_advice_after_each_round_is_printed_and_logged(tmp_path: Path):
-    flags = fit_flags("--active.schedule", "[0.25, 0.5, 0.75]", "--active.budget", "0.1")
+    watched = ("--active.stop.agreement", "1.0", "--active.stop.sample", "64")
+    flags = fit_flags("--active.schedule", "[0.25, 0.5, 0.75]", "--active.budget", "0.1", *watched)
     done = adaptseg(*flags, folder=tmp_path, before=without_pictures)
     assert (done.code, done.err) == (0, "")
     run = tmp_path / RUN
@@ -139,7 +133,9 @@ def test_advice_after_each_round_is_printed_and_logged(tmp_path: Path):
     assert all(gain is not None for gain in gains)
     for place, name in enumerate(("gain", "gain_low", "gain_high")):
         assert logged(run, f"round/{name}") == [(6, gains[0][place]), (8, gains[1][place])]  # type: ignore[index]
-    assert "agreement" not in history[-1]  # nobody asked for it
+    kappa = [row["agreement"] for row in history[1:]]
+    assert logged(run, "round/agreement") == list(zip((4, 6), kappa, strict=True))
+    assert [f"by kappa {value:.4f}" in done.out for value in kappa] == [True, True]
 
 
 @SLOW

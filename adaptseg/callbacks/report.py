@@ -76,6 +76,8 @@ class Report(Callback):
         self._rounds_told = len(acquisition.history)
         self._print_rows(trainer, [row])
         numbers = {f"round/{n}": float(row[n]) for n in ("spent", "void", "balance", "agreement") if n in row}
+        if "agreement" in row:
+            self._print(trainer, f"predictions on the pool agree with the round before by kappa {row['agreement']:.4f}")
         if acquisition.judged_in_rounds and "miou" in row:
             line, gain = advice(acquisition.history)
             self._print(trainer, line)
