@@ -121,6 +121,8 @@ class SelfTraining(Method):
         self.burn_in, self.burn_in_steps = burn_in, 0
         self.teacher = EMATeacher(self.student, alpha=alpha, norm=teacher_norm)
         self.masking = masking
+        if masking is not None:
+            masking.check(self.student)
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold, self.evaluate = negative_threshold, evaluate
         self.frozen = None if feature_distance is None else FrozenFeatures(feature_distance, network, class_table)
@@ -186,7 +188,8 @@ class SelfTraining(Method):
         loss, logs = self._mixed_loss(mixed, samples)
         if self.masking is not None:
             self.descend(loss)
-            said = self.said("masked", self.lessons.masked(target, self.masking, samples), samples, by=self.leader)
+            image, token_mask = self.lessons.masked(target, self.masking, samples, self.leader)
+            said = self.said("masked", image, samples, by=self.leader, token_mask=token_mask)
             masked = taught_cross_entropy("masked", said, lesson, self.weights_of)
             logs["masked"] = masked.detach()
             loss = self.masking.weight * masked

@@ -43,15 +43,22 @@ class TrainingPass(NamedTuple):
         return self.predictions[0].log_p
 
 
-def training_pass(student: Segmenter, images: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> TrainingPass:
+def training_pass(
+    student: Segmenter,
+    images: Tensor,
+    draw: Callable[[tuple[int, ...]], Tensor],
+    *,
+    token_mask: Tensor | None = None,
+) -> TrainingPass:
     """One forward pass of normalised images (B, 3, H, W).
 
     Args:
         draw: shape to uniform numbers (B, *shape), for networks that look closely at a part of each image.
+        token_mask: (B, h, w) bool, the tokens to hide.
     """
     size = (images.shape[-2], images.shape[-1])
     crop = student.training_crop(size, draw)
-    output = student(images, crop=crop)
+    output = student(images, crop=crop, token_mask=token_mask)
     terms = student.loss_terms(output, size, crop)
     predictions = [Prediction(term, resize_logits(term.logits.float(), term.size).log_softmax(1)) for term in terms]
     return TrainingPass(output, predictions)
