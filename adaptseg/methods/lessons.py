@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adaptseg.augment.classmix import choose_half, class_mask, classes_present, paste
-from adaptseg.augment.color import DRAWS, Blur, ColorJitter, strong_augmentation
+from adaptseg.augment.color import DRAWS, Blur, ColorJitter, Colors, strong_augmentation
 from adaptseg.augment.masking import block_mask, grid_size, hidden_cells
 from adaptseg.data.batch import Batch, Labelled, Target
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
@@ -173,10 +173,7 @@ class Lessons:
         return Masked(image * block_mask(draws, size, masking.ratio)[:, None], None)
 
     def _augmented(self, images: Tensor, stream: str, samples: Sequence[int]) -> Tensor:
-        draws = uniform_draws(self.seed, f"augment/{stream}", samples, (DRAWS,))
-        return strong_augmentation(
-            images, draws, jitter=self.jitter, blur=self.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        )
+        return colored(images, Colors(self.jitter, self.blur), self.seed, stream, samples)
 
 
 @dataclass(frozen=True)
@@ -212,6 +209,20 @@ class MixedLessons(Lessons):
             present = any_over_ranks(present.any(0, keepdim=True))
         priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
         return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
+
+
+def colored(images: Tensor, colors: Colors | None, seed: int, stream: str, samples: Sequence[int]) -> Tensor:
+    """Normalised images (B, 3, H, W) in other colours; as they are for None.
+
+    Args:
+        seed, stream, samples: whose draws decide; see `uniform_draws`.
+    """
+    if colors is None:
+        return images
+    draws = uniform_draws(seed, f"augment/{stream}", samples, (DRAWS,))
+    return strong_augmentation(
+        images, draws, jitter=colors.jitter, blur=colors.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
 
 
 def source_lesson(source: Labelled) -> Lesson:

@@ -128,9 +128,7 @@ class Training(LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, schedule = self.optimization.build(
-            self.trained, self.trainer.max_steps, companions=self.companions
-        )
+        optimizer, schedule = self.optimization.build(self.trained, self.trainer.max_steps, companions=self.companions)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

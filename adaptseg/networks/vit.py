@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ class TokenSegmenter(Segmenter):
     """
 
     accepts: ClassVar[frozenset[Argument]] = frozenset({"token_mask"})
-    encoder: TokenEncoder
 
     def __init__(
         self,
@@ -40,9 +39,9 @@ class TokenSegmenter(Segmenter):
     ) -> None:
         super().__init__(num_classes)
         self.encoder = TokenEncoder(encoder, weights=weights, scale=scale, drop_path_rate=drop_path_rate)
-        if self.encoder.width % width_divisor:
+        if self.tokens.width % width_divisor:
             raise AdaptSegError(
-                f"encoder: '{encoder}' has tokens of width {self.encoder.width}; {type(self).__name__} needs a "
+                f"encoder: '{encoder}' has tokens of width {self.tokens.width}; {type(self).__name__} needs a "
                 f"multiple of {width_divisor}"
             )
         self.pretrained = weights is not False
@@ -53,6 +52,11 @@ class TokenSegmenter(Segmenter):
             "scale": scale,
             "drop_path_rate": drop_path_rate,
         }
+
+    @property
+    def tokens(self) -> TokenEncoder:
+        """The encoder."""
+        return cast(TokenEncoder, self.encoder)
 
     @abstractmethod
     def _features(self, images: Tensor, token_mask: Tensor | None) -> list[Tensor]:
@@ -74,13 +78,13 @@ class TokenSegmenter(Segmenter):
         return self._features(images, None)
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self.encoder.grid(size)
+        return self.tokens.grid(size)
 
     def encoder_layers(self) -> list[list[nn.Parameter]]:
-        return self.encoder.layers()
+        return self.tokens.layers()
 
     def checkpoint_encoder(self) -> None:
-        self.encoder.model.set_grad_checkpointing()
+        self.tokens.model.set_grad_checkpointing()
 
     def config(self) -> dict[str, Any]:
         """See `Segmenter.config`."""
@@ -121,10 +125,10 @@ class ViTSegmenter(TokenSegmenter):
             drop_path_rate=drop_path_rate,
             width_divisor=4,
         )
-        self.head = LightHead(self.encoder.width, num_classes)
+        self.head = LightHead(self.tokens.width, num_classes)
 
     def _features(self, images: Tensor, token_mask: Tensor | None) -> list[Tensor]:
-        return self.encoder(images, blocks=[self.encoder.depth - 1], token_mask=token_mask)
+        return self.tokens(images, blocks=[self.tokens.depth - 1], token_mask=token_mask)
 
     def _logits(self, features: list[Tensor]) -> Tensor:
         return self.head(features[-1])
@@ -164,7 +168,7 @@ class PyramidViTSegmenter(TokenSegmenter):
             drop_path_rate=drop_path_rate,
             width_divisor=8,
         )
-        depth = self.encoder.depth
+        depth = self.tokens.depth
         if depth < LEVELS:
             raise AdaptSegError(
                 f"encoder: '{encoder}' has {depth} blocks; a pyramid of {LEVELS} levels needs {LEVELS}: take "
@@ -179,11 +183,11 @@ class PyramidViTSegmenter(TokenSegmenter):
             )
         self.blocks = chosen
         self._init_args["blocks"] = chosen
-        self.pyramid = TokenPyramid(self.encoder.width)
-        self.head = PyramidHead(self.encoder.width, num_classes)
+        self.pyramid = TokenPyramid(self.tokens.width)
+        self.head = PyramidHead(self.tokens.width, num_classes)
 
     def _features(self, images: Tensor, token_mask: Tensor | None) -> list[Tensor]:
-        return self.pyramid(self.encoder(images, blocks=self.blocks, token_mask=token_mask))
+        return self.pyramid(self.tokens(images, blocks=self.blocks, token_mask=token_mask))
 
     def _logits(self, features: list[Tensor]) -> Tensor:
         return self.head(features)

@@ -22,7 +22,8 @@ _ADDED = ("", "features.", "model.")
 """Prefixes under which smp keeps layers: torchvision's files of `features` alone lack the first, timm's the second."""
 
 _CLASSIFIER = (
-    "classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.", "fc_norm.", "attn_pool."
+    "classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.", "fc_norm.",
+    "attn_pool.",
 )  # fmt: skip
 """What ImageNet files hold beyond the encoder: the classifier, and the layers timm puts right before it."""
 
