@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptseg.augment.masking import block_mask, grid_size
+from adaptseg.augment.masking import block_mask, grid_size, hidden_cells
 from adaptseg.errors import AdaptSegError
 
 
