@@ -63,7 +63,7 @@ def test_any_size_is_resized_to_whole_patches_and_the_position_embedding_with_it
     made = TokenEncoder(TINY, weights=False, scale=1.2).eval()
     shown = images(45, 90)  # 54 x 108, so 3 x 6 patches
     assert made.grid((45, 90)) == (3, 6)
-    state = {key: value for key, value in made.model.state_dict().items()}
+    state = dict(made.model.state_dict())
     side = round(math.sqrt(state["pos_embed"].shape[1] - 1))
     prefix, grid = state["pos_embed"][:, :1], state["pos_embed"][:, 1:].view(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(3, 6), mode="bicubic", antialias=True)
@@ -169,7 +169,7 @@ def awake(head: nn.Module) -> nn.Module:
 
 def test_the_light_head_is_the_published_one() -> None:
     torch.manual_seed(0)
-    assert float(LightHead(768, 64)[-1].weight.std()) == pytest.approx(0.1, rel=0.05)  # type: ignore[arg-type]
+    assert float(LightHead(768, 64)[-1].weight.detach().std()) == pytest.approx(0.1, rel=0.05)
     head: Any = awake(LightHead(16, CLASSES))
     cells = torch.randn(2, 16, 3, 5, dtype=torch.float64)
     up = gelu(normed(doubled(cells, head[0]), head[1]))
