@@ -53,7 +53,7 @@ def test_jitter_against_torchvision_by_hand() -> None:
 
 
 def test_each_adjustment_may_have_its_own_strength_and_colours_be_lost() -> None:
-    images, draws = colors(20, seed=4), uniform(20, seed=4)
+    images, draws = colors(50, seed=4), uniform(50, seed=4)
     jitter = ColorJitter(probability=0.8, brightness=0.8, contrast=0.6, saturation=0.9, hue=0.4, grey=0.4)
     result = augmented((images - MEAN) / STD, draws, jitter) * STD + MEAN
     seen = set()
