@@ -114,7 +114,8 @@ def test_tokens_are_hidden_by_their_samples_draws_and_from_the_student_alone(bat
     assert batch.target is not None
     assert torch.equal(given[2][0], batch.target.image)  # whole: the tokens hide what is hidden
     assert taught == [{}]
-    lone = Batch(*(type(d)(*(v[1:] if isinstance(v, (Tensor, list)) else v for v in d)) for d in batch[:2]), batch.samples[1:])  # fmt: skip  # noqa: E501
+    domains = [type(d)(*(v[1:] if isinstance(v, (Tensor, list)) else v for v in d)) for d in batch[:2] if d is not None]
+    lone = Batch(*domains, batch.samples[1:])
     alone = method(network=transformer, masking=Masking(block="token", ratio=0.7))
     given.clear()
     alone.student.register_forward_hook(lambda m, args, named, out: given.append((args[0], named)), with_kwargs=True)
@@ -282,6 +283,7 @@ def test_what_cannot_be_is_refused_when_the_method_is_made(near: Callable[..., P
         tiny_network(2).token_grid((32, 32))
     with pytest.raises(AdaptSegError, match=r"block is patch; 1 or more pixels, or 'token'"):
         Masking(block="patch")  # type: ignore[arg-type]
-    for settings, key in (({"weight": 0.0}, "weight is 0.0"), ({"weights": False}, "weights is false"), ({"size": (0, 5)}, "size is")):  # fmt: skip  # noqa: E501
+    refused = {"weight is 0.0": {"weight": 0.0}, "weights is false": {"weights": False}, "size is": {"size": (0, 5)}}
+    for key, settings in refused.items():
         with pytest.raises(AdaptSegError, match=rf"model\.feature_distance\.{key}"):
             near(**settings)
