@@ -2,6 +2,7 @@
 
 from adaptseg.networks.daformer import DAFormer
 from adaptseg.networks.deeplab_v2 import DeepLabV2
+from adaptseg.networks.deeplab_v3_plus import WideDeepLabV3Plus
 from adaptseg.networks.denoiser import Denoiser, load_denoiser
 from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, FeatureMaps
 from adaptseg.networks.groups import parameter_groups
@@ -30,6 +31,7 @@ __all__ = [
     "Segmenter",
     "SmpSegmenter",
     "ViTSegmenter",
+    "WideDeepLabV3Plus",
     "build",
     "describe",
     "load",
