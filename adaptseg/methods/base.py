@@ -116,12 +116,22 @@ class Method(Training):
 
     # ---- what `step` may use
 
-    def said(self, name: str, images: Tensor, samples: Sequence[int], *, by: Segmenter | None = None) -> TrainingPass:
-        """What the student, or the network `by`, says of normalised images (B, 3, H, W) in the pass of that name. Where
-        it looks closely, if it does, belongs to the sample numbers.
+    def said(
+        self,
+        name: str,
+        images: Tensor,
+        samples: Sequence[int],
+        *,
+        by: Segmenter | None = None,
+        token_mask: Tensor | None = None,
+    ) -> TrainingPass:
+        """What the student, or the network `by`, says of normalised images (B, 3, H, W) in the pass of that name, some
+        tokens (B, h, w) hidden. Where it looks closely, if it does, belongs to the sample numbers.
         """
         draw = partial(uniform_draws, self.seed, f"crop/{name}", samples)
-        return training_pass(by or self.student, images, draw, align_corners=self.inference.align_corners)
+        return training_pass(
+            by or self.student, images, draw, token_mask=token_mask, align_corners=self.inference.align_corners
+        )
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"

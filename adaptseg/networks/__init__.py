@@ -13,6 +13,7 @@ from adaptseg.networks.load import build, describe, load, names, rebuild
 from adaptseg.networks.pixel_segmenter import PixelSegmenter
 from adaptseg.networks.segmenter import LossTerm, Normalization, Output, Segmenter, require, resize_logits
 from adaptseg.networks.smp import SmpSegmenter
+from adaptseg.networks.vit import PyramidViTSegmenter, ViTSegmenter
 
 __all__ = [
     "HRDA",
@@ -28,8 +29,10 @@ __all__ = [
     "Normalization",
     "Output",
     "PixelSegmenter",
+    "PyramidViTSegmenter",
     "Segmenter",
     "SmpSegmenter",
+    "ViTSegmenter",
     "WideDeepLabV3Plus",
     "build",
     "describe",

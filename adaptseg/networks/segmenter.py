@@ -111,6 +111,14 @@ class Segmenter(nn.Module, ABC):
         """
         return None
 
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the `token_mask` that belongs to images of `size` (H, W).
+
+        Raises:
+            AdaptSegError: the network has no tokens that could be hidden.
+        """
+        raise AdaptSegError(f"{type(self).__name__} has no tokens to hide; change the network's class_path")
+
     def loss_terms(self, output: Output, size: tuple[int, int], crop: Tensor | None) -> tuple[LossTerm, ...]:
         """What of a training pass on images of `size` a pixel loss judges: the answer first, then what the network
         names in `auxiliary_losses`, in that order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,24 @@ _STRIPPED = ("", "module.", "encoder.", "backbone.", "module.encoder.", "module.
 _ADDED = ("", "features.", "model.")
 """Prefixes under which smp keeps layers: torchvision's files of `features` alone lack the first, timm's the second."""
 
-_CLASSIFIER = ("classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.")
+_CLASSIFIER = (
+    "classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.", "fc_norm.",
+    "attn_pool.",
+)  # fmt: skip
 """What ImageNet files hold beyond the encoder: the classifier, and the layers timm puts right before it."""
 
 
-def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
+def load_encoder_weights(encoder: nn.Module, file: str | Path, *, optional: Collection[str] = ()) -> None:
     """Fill `encoder` from a .pth, .pt or .safetensors file of any float type (values are cast to the encoder's).
 
     Keys may carry or lack the prefixes above, and may spell timm's "stages.0" or "stages_0". Classifier layers that
     the encoder does not have are ignored, and `num_batches_tracked` may be absent. Pickles are read with
     `weights_only=True`: a file cannot run code.
+
+    Args:
+        encoder: what to fill.
+        file: the weights.
+        optional: keys that the file may lack; they stay as they are.
 
     Raises:
         AdaptSegError: names the file and the first keys that are missing, left over or wrongly shaped.
@@ -38,8 +46,8 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
     file = Path(file)
     wanted = encoder.state_dict()
     given = _match(_read(file), wanted)
-    counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}
-    if found := misfit({**counters, **given}, wanted):
+    spared = {k: v for k, v in wanted.items() if k in optional or k.endswith("num_batches_tracked")}
+    if found := misfit({**spared, **given}, wanted):
         raise AdaptSegError(f"weights file {file} does not fit the encoder: it {found}; check `encoder` and `weights`")
     # The plain method: smp's encoders override it and drop or rename keys of their own hub files.
     nn.Module.load_state_dict(encoder, {**wanted, **given})
