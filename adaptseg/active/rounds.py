@@ -6,6 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
-from torch import Tensor
 
 from adaptseg import storage
+from adaptseg.active.costs import LabelCost, Work
 from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
 from adaptseg.active.oracles import GroundTruth, Oracle
 from adaptseg.data.pair import pair_of
@@ -41,12 +42,14 @@ class Acquisition(Callback, ABC):
     until the round is redone; one that is behind it raises.
 
     Args:
+        cost: what a label costs a person.
         oracle: who answers a query; default: the pool's ground truth.
         scratch: folder for score maps during a round (4 bytes a pool pixel at most); default: inside the run directory.
         seed: filled in from `seed_everything`.
     """
 
-    def __init__(self, *, oracle: Oracle | None, scratch: str | None, seed: int) -> None:
+    def __init__(self, *, cost: LabelCost, oracle: Oracle | None, scratch: str | None, seed: int) -> None:
+        self.cost = cost
         self.oracle = oracle or GroundTruth()
         self.scratch, self.seed = scratch, seed
         self.round = 0
@@ -81,6 +84,12 @@ class Acquisition(Callback, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what is bought; hashed into every manifest."""
+
+    def work(self, key: str, wanted: NDArray[np.bool_]) -> Work:
+        """What the answer for one image of the round in the making asked of a person. The store holds the answer as
+        round `self.round + 1`. By default a click for each pixel.
+        """
+        return Work(clicks=int(wanted.sum()))
 
     @property
     def judged_in_rounds(self) -> bool:
@@ -174,13 +183,14 @@ class Acquisition(Callback, ABC):
                 totals = None  # bought before a kill; the answers are still valid
             else:
                 totals = self._ask(self.round + 1, folder, checksum, trainer.is_global_zero)
+            work = self._work(folder)
         for m in was_training:
             m.training = True
         self.round, self.checksum = self.round + 1, checksum
         if totals is not None:
             self.store = LabelStore.open(self.store.folder)
         pair_of(trainer).bought = self.store.view(self.round)
-        self.history.append(self._row(trainer))
+        self.history.append(self._row(trainer, work))
         if (told := getattr(module, "on_labels_bought", None)) is not None:
             told(self.round)
 
@@ -215,14 +225,25 @@ class Acquisition(Callback, ABC):
         return totals
 
     def _answers(self, folder: Path) -> Iterable[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
+        for key, wanted in self._queries(folder):
+            yield key, self.oracle.answer(key, wanted), wanted
+
+    def _queries(self, folder: Path) -> Iterable[tuple[str, NDArray[np.bool_]]]:
+        """This rank's query, as spooled."""
         for number, key in enumerate(self._spooled):
             height, width = self.store.sizes[key]
             bits = np.unpackbits(np.load(folder / f"query{number}.npy"), count=height * width)
-            wanted = bits.reshape(height, width).astype(bool)
-            yield key, self.oracle.answer(key, wanted), wanted
+            yield key, bits.reshape(height, width).astype(bool)
 
-    def _row(self, trainer: Trainer) -> dict[str, Any]:
+    def _work(self, folder: Path) -> Work:
+        """What the answers of all ranks asked of people. Read from the store, so that a redone round counts alike."""
+        mine = sum((self.work(key, wanted) for key, wanted in self._queries(folder)), Work())
+        return Work(*all_reduce_sum(np.array(astuple(mine), np.int64)).tolist())
+
+    def _row(self, trainer: Trainer, work: Work) -> dict[str, Any]:
         """A row of the table of rounds; mIoU is that of the network that chose the pixels, before it saw them."""
+        if self.history:
+            work = work + Work(**{field.name: self.history[-1][field.name] for field in fields(Work)})
         return {
             "round": self.round,
             "step": trainer.global_step,
@@ -231,6 +252,8 @@ class Acquisition(Callback, ABC):
             "void": self.store.void(self.round),
             "pool_pixels": sum(math.prod(size) for size in self.store.sizes.values()),
             "balance": label_balance_entropy(torch.from_numpy(self.store.class_counts(self.round))),
+            **asdict(work),
+            "hours": round(self.cost.hours(work), 4),
             **final_scores(trainer),
         }
 
@@ -257,11 +280,6 @@ def final_scores(trainer: Trainer, prefix: str = "val") -> dict[str, Any]:
         "worst_iou": scores[worst],
         **{name.removeprefix(f"{prefix}/"): float(metrics[name]) for name in further},
     }
-
-
-def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device."""
-    return module.predict_probabilities(image.to(module.device), size=size)[0, 0]  # pyright: ignore[reportCallIssue]
 
 
 def tracked(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:

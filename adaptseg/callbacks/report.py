@@ -13,16 +13,17 @@ from rich.table import Table
 
 from adaptseg import storage
 from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.active.spending import SPENDING, spending
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.data.pair import pair_of
 from adaptseg.loggers import CsvLogger
 
-COLUMNS = ("round", "step", "bought px", "of pool", "void px", "balance", "mIoU", "worst class", "IoU")
-WIDTHS = (5, 7, 12, 8, 10, 7, 6, 14, 6)
+COLUMNS = ("round", "step", "bought px", "of pool", "void px", "hours", "balance", "mIoU", "worst class", "IoU")
+WIDTHS = (5, 7, 12, 8, 10, 7, 7, 6, 14, 6)
 
 
 class Report(Callback):
-    """Prints tables, writes `rounds.csv` after each round and `result.json` at the end of a fit.
+    """Prints tables, writes `rounds.csv` and `spending.json` after each round and `result.json` at the end of a fit.
 
     State: seconds spent in fit so far, and the result once the last step is done. `result.json` appears only after the
     checkpoint of the last step, so that it marks a finished run; a kill between the two is mended by the next `fit`.
@@ -68,10 +69,10 @@ class Report(Callback):
         row = acquisition.history[-1]
         self._rounds_told = len(acquisition.history)
         self._print_rows(trainer, [row])
-        numbers = {f"round/{name}": float(row[name]) for name in ("spent", "void", "balance")}
+        numbers = {f"round/{name}": float(row[name]) for name in ("spent", "void", "hours", "balance")}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
-        _write_rounds(trainer, acquisition.history)
+        _write_rounds(trainer, acquisition)
 
     def _print_rows(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         bar = trainer.progress_bar_callback
@@ -101,7 +102,7 @@ class Report(Callback):
         if self.result is None:
             return
         if (acquisition := _acquisition(trainer)) is not None:
-            _write_rounds(trainer, acquisition.history)  # complete only now if all rounds are judged at the end
+            _write_rounds(trainer, acquisition)  # complete only now if all rounds are judged at the end
         if trainer.is_global_zero:
             storage.atomic_json(Path(trainer.default_root_dir) / "result.json", self.result)
 
@@ -174,6 +175,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['spent']:,}",
         f"{100 * row['spent'] / row['pool_pixels']:.2f}%",
         f"{row['void']:,}",
+        f"{row['hours']:,.2f}",
         f"{row['balance']:.3f}",
         f"{100 * row['miou']:.1f}" if has_scores else "",
         row["worst_class"] if has_scores else "",
@@ -192,7 +194,8 @@ def _line(cells: tuple[str, ...]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
-def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
+def _write_rounds(trainer: Trainer, acquisition: Acquisition) -> None:
+    history = acquisition.history
     if trainer.is_global_zero:
         text = io.StringIO()
         fields = dict.fromkeys(name for row in history for name in row)  # the first round has no network to judge
@@ -200,6 +203,10 @@ def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(history)
         storage.atomic_write(Path(trainer.default_root_dir) / "rounds.csv", text.getvalue())
+        strategy = {"class": type(acquisition).__name__, **acquisition.settings()}
+        storage.atomic_json(
+            Path(trainer.default_root_dir) / SPENDING, spending(history, cost=acquisition.cost, strategy=strategy)
+        )
 
 
 def write_scores(trainer: Trainer, split: str) -> None:
