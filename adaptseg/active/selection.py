@@ -84,8 +84,9 @@ def noise_within_best(
     # The total order of the selection over the pool: score, then hash.
     ranks = score_keys(values, choosable).reshape(-1)[candidates].astype(np.uint64) << np.uint64(32)
     ranks |= tie_rank(salt, candidates)
-    if count < len(candidates):
+    if 0 < count < len(candidates):
         candidates = candidates[np.argpartition(ranks, len(ranks) - count)[len(ranks) - count :]]
+    candidates = candidates[:count]
     kept = torch.full(score.shape, -torch.inf, dtype=noise.dtype)
     flat = torch.as_tensor(candidates.astype(np.int64))
     kept.view(-1)[flat] = noise.cpu().reshape(-1)[flat]

@@ -107,10 +107,12 @@ def test_content_refuses_other_shapes():
 # ---- in a run
 
 
-@pytest.mark.parametrize("settings", [{}, {"radius": 2, "selection": "image", "budget": 0.3}, {"forbid_void": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"radius": 2, "selection": "image", "suppress_radius": 9, "budget": 0.3}, {"forbid_void": True}]
+)
 def test_the_work_of_regions_is_that_of_their_true_labels(tmp_path: Path, settings: dict[str, Any]):
     """Squares far enough apart are told apart by their pixels alone, which the run does not do."""
-    acquisition = CBDA(**{"budget": 0.1, "balance": False, "suppress_radius": 9, "schedule": [0.2, 0.5], **settings})
+    acquisition = CBDA(**{"budget": 0.06, "balance": False, "suppress_radius": 7, "schedule": [0.2, 0.5], **settings})
     bought = campaign(acquisition, tmp_path)
     pool = Pool()
     total = Work()

@@ -170,7 +170,7 @@ def test_fitting_stops_at_the_first_that_does_not_fit():
         ({"budget": 10, "budget_unit": "images"}, "asks for 10 images; the pool has 9"),
         ({"budget": PIXELS + 1, "budget_unit": "pixels"}, f"asks for {PIXELS + 1} pixels; the pool has {PIXELS}"),
         ({"budget": 4, "budget_unit": "images"}, "leaves less than one image of 1 images per round"),
-        ({"budget": 0.2}, "leaves less than one image of 187 pixels per round"),
+        ({"budget": 0.2}, "leaves less than one image of 176 pixels per round"),
         ({"budget": 1.0, "budget_unit": "hours"}, "leaves less than one image"),
     ],
 )
