@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,3 +152,9 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
     said = readable(two_processes(*fit_flags("--data.batch_size", "3"), folder=tmp_path))
     start = "adaptseg: error: data.batch_size 3 does not divide over 2 processes; it is the global batch: "
     assert said == f"{start}give a multiple of 2"
+
+
+def test_a_loss_that_is_bad_in_one_process_ends_both_with_its_scenes(tmp_path: Path):
+    flags = fit_flags("--model.network", "tiny.PoisonedOnSecond", "--trainer.log_every_n_steps", "1")
+    said = readable(two_processes(*flags, folder=tmp_path))
+    assert re.match(r"adaptseg: error: the loss became non-finite at step 0 \(scenes [^,]+, [^,]+\); lower ", said)

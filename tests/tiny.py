@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +48,15 @@ class DroppingSegmenter(TinySegmenter):
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "class_path": "tiny.DroppingSegmenter"}
+
+
+class PoisonedOnSecond(TinySegmenter):
+    """NaN in training, on the second of two processes alone."""
+
+    def forward(self, images: Tensor, *, crop: Any = None, token_mask: Tensor | None = None) -> Output:
+        output = super().forward(images, crop=crop, token_mask=token_mask)
+        poison = math.nan if self.training and os.environ.get("LOCAL_RANK") == "1" else 1.0
+        return output._replace(logits=output.logits * poison)
 
 
 def tiny_network(num_classes: int) -> TinySegmenter:

@@ -243,27 +243,31 @@ class HerdingSearch:
             gains[j] = -math.inf
             self.covered[rows] = new
             self._alive[indices[j]] = False
-        self._lower_bounds(before)
+        self._lower_bounds(before, candidates, columns)
         self._bounds[candidates] = gains
         return accepted
 
-    def _lower_bounds(self, before: Tensor) -> None:
-        """Take from every bound what the rows represented better than `before` took from its gain, rounded down.
-
-        A row that was covered to m and is now covered to m' takes relu(k - m) - relu(k - m') = clamp(k - m, 0, m' - m).
-        """
-        risen = self.covered - before
+    def _lower_bounds(self, before: Tensor, candidates: Tensor, columns: Tensor) -> None:
+        """Take from every bound what the rows represented better than `before` took from its gain, rounded down."""
         # Leaving a row out leaves a bound a bound; a rise below the rounding error would take nothing.
-        changed = ((risen > self._error) & (self._weights > 0)).nonzero().flatten()
-        dtype, unit = self._fast.dtype, torch.finfo(self._fast.dtype).eps
-        for rows in changed.split(self._block) if len(changed) else ():
-            taken = self._fast_rows(rows)
-            taken -= (before[rows] + self._error).to(dtype)[:, None]
-            taken.clamp_(min=0)
-            torch.minimum(taken, (risen[rows] * (1 - unit)).to(dtype)[:, None], out=taken)
-            taken *= self._weights[rows].to(dtype)[:, None]
-            self._bounds -= taken.sum(0).double() * (1 - 2 * unit * math.sqrt(len(rows)))
+        changed = ((self.covered - before > self._error) & (self._weights > 0)).nonzero().flatten()
+        at_hand = torch.isin(changed, candidates)  # the picks themselves among them: their kernel rows are columns
+        rows = changed[at_hand]
+        self._take(rows, columns[torch.searchsorted(candidates, rows)].to(self._fast.dtype), before)
+        for rows in changed[~at_hand].split(self._block):
+            self._take(rows, self._fast_rows(rows), before)
         self._bounds.clamp_(min=0)
+
+    def _take(self, rows: Tensor, kernel: Tensor, before: Tensor) -> None:
+        """A row that was covered to m and is now covered to m' takes relu(k - m) - relu(k - m') = clamp(k - m, 0,
+        m' - m); `kernel` (r, n) holds its kernel values and is overwritten.
+        """
+        dtype, unit = kernel.dtype, torch.finfo(kernel.dtype).eps
+        kernel -= (before[rows] + self._error).to(dtype)[:, None]
+        kernel.clamp_(min=0)
+        torch.minimum(kernel, ((self.covered - before)[rows] * (1 - unit)).to(dtype)[:, None], out=kernel)
+        kernel *= self._weights[rows].to(dtype)[:, None]
+        self._bounds -= kernel.sum(0).double() * (1 - 2 * unit * math.sqrt(len(rows)))
 
     def _initial_bounds(self) -> Tensor:
         bounds = torch.zeros_like(self.covered)

@@ -223,6 +223,7 @@ class PixelClassifier(Method):
             labels.append(bought[yx[:, 0], yx[:, 1]])
             if self.norm_statistics == "transductive" and self.norm_pixels:
                 extra = self._norm_points(key, (bought.shape[0], bought.shape[1]))
+                extra = extra[bought[extra[:, 0], extra[:, 1]] == VOID]  # a bought pixel counts once
                 rows.append(self.pool_features.at(key, extra))
                 labels.append(bought.new_full((len(extra),), VOID))
         return torch.cat(rows), torch.cat(labels)

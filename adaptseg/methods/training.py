@@ -16,6 +16,7 @@ from adaptseg import networks
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.distributed import gather
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.optimization import Optimization
@@ -153,8 +154,8 @@ class Training(LightningModule):
         optimizer.zero_grad()
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Remember the first non-finite loss on the device; look at it as often as the log is written, and at the end
-        of each tick, before anything is bought or saved.
+        """Remember the first non-finite loss on the device; look at it, in all processes at once, as often as the log
+        is written, and at the end of each tick, before anything is bought or saved.
         """
         first = self.first_bad_step
         assert isinstance(first, Tensor)
@@ -167,10 +168,13 @@ class Training(LightningModule):
         if (self.global_step + 1) % every and not self.trainer.is_last_batch:
             return
         bad = int(self.first_bad_step)
-        if bad >= 0:
-            scenes = sorted({key for step, keys in self.window_keys if step == bad for key in keys})
+        scenes = [key for step, keys in self.window_keys if step == bad for key in keys]
+        found = [(step, said) for step, said in gather((bad, scenes)) if step >= 0]
+        if found:
+            bad = min(step for step, _ in found)
+            named = sorted({key for step, said in found if step == bad for key in said})
             raise AdaptSegError(
-                f"the loss became non-finite at step {bad} (scenes {', '.join(scenes)}); lower "
+                f"the loss became non-finite at step {bad} (scenes {', '.join(named)}); lower "
                 "model.optimization.lr, or look at these scenes"
             )
         self.window_keys.clear()

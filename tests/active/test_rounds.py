@@ -430,6 +430,12 @@ def test_what_a_fit_leaves_on_disk(tmp_path: Path):
     assert result["steps"] == 20
     assert result["seconds"] > 0
     assert result["rounds"] == acquisition.history
+    spent = json.loads((tmp_path / "spending.json").read_text())
+    assert spent["strategy"] == {"class": "CBDA", **acquisition.settings()}
+    assert (
+        sum(row["regions"] for row in spent["rounds"]) == spent["total"]["regions"] == acquisition.history[1]["regions"]
+    )
+    assert spent["total"]["hours"] == acquisition.history[1]["hours"] > 0
     assert result["val"]["miou"] == final_scores(trainer)["miou"]
     assert set(result["val"]["iou"]) == set(TABLE.names)
     assert LabelStore.open(tmp_path / "labels").spent(2) == acquisition.history[-1]["spent"]
