@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,9 @@ from adaptseg.active.oracles import Oracle
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.regions import dilate, squares
 from adaptseg.active.selection import GlobalSelector, noise_within_best, select_regions
+from adaptseg.active.stopping import Stopping
 from adaptseg.errors import AdaptSegError
+from adaptseg.networks import Inference
 
 
 class CBDA(DenseAcquisition):
@@ -38,7 +39,8 @@ class CBDA(DenseAcquisition):
         budget: how much may be bought in all rounds together, in `budget_unit`.
         budget_unit: `fraction` of all pool pixels, in (0, 1]; `pixels` in total; `pixels_per_image` on average; `hours`
             of a person's time by `cost` (single pixels only: how long a region takes is known once it is labelled).
-        schedule: `original`, `spread` (CBDA, section 4), or a list of fractions of max_steps.
+        schedule: `original`, `spread` (CBDA, section 4), `source_free` (RIPU), or a list of fractions of max_steps; 0 =
+            before the first step.
         shares: share of the budget of each round, summing to 1; null = equal.
         score: what makes a pixel worth buying. `bald` (mutual information) and `power_bald` (a draw without replacement
             in proportion to it, by Gumbel noise) need a network with dropout.
@@ -50,7 +52,8 @@ class CBDA(DenseAcquisition):
             pixels (inferred for DA; RIPU-PA: 32).
         selection: `image` = the same number from every image (RA); `pool` = the best of the whole pool (DA).
         rounding: of the number of picks per image: `exact` never exceeds the budget and makes up for what borders and
-            earlier rounds lost; `ceil` is RIPU's release, slightly above the budget. `pool` is always exact.
+            earlier rounds lost; `ceil` is RIPU's release, slightly above the budget, for parity. `pool` is always
+            exact.
         random_within: in each image, pick at random among this share of its pixels, the best by score (PixelPick, ICCVW
             2021: 0.05); needs `selection: image`. null = the best themselves.
         per_cost: divide each region's score by what labelling it would cost by `cost` if the predicted classes were its
@@ -61,9 +64,13 @@ class CBDA(DenseAcquisition):
         weight_by: class of a candidate: the predicted class of the `pixel`, or the mix within its `region` (inferred).
         max_share_per_image: most of an image's pixels that may ever be bought, in (0, 1].
         forbid_void: never buy pixels that the oracle knows to be void. Simulation only, an advantage over real life.
+        inference: how the network reads the pool; null = as in `model.inference`. RIPU's release averages mirror images
+            when it judges, not when it scores, and there up-samples in two steps: {align_corners: true, stepwise:
+            true}.
         cost: what a label costs a person.
         oracle: who answers; default: ground truth.
         scratch: folder for score maps; default: the run directory.
+        stop: rules that end buying before the schedule does; null = none.
         seed: filled in from `seed_everything`.
     """
 
@@ -90,9 +97,11 @@ class CBDA(DenseAcquisition):
         weight_by: Literal["pixel", "region"] = "pixel",
         max_share_per_image: float = 1.0,
         forbid_void: bool = False,
+        inference: Inference | None = None,
         cost: LabelCost = LabelCost(),
         oracle: Oracle | None = None,
         scratch: str | None = None,
+        stop: Stopping | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -107,9 +116,11 @@ class CBDA(DenseAcquisition):
             balance=balance,
             class_target=class_target,
             epsilon=epsilon,
+            inference=inference,
             cost=cost,
             oracle=oracle,
             scratch=scratch,
+            stop=stop,
             seed=seed,
         )
         self.unit, self.selection, self.rounding = unit, selection, rounding
@@ -154,7 +165,7 @@ class CBDA(DenseAcquisition):
             "budget budget_unit schedule shares score draws mode radius unit suppress_radius selection rounding "
             "random_within per_cost balance class_target epsilon weight_by max_share_per_image forbid_void"
         )
-        return {**{name: getattr(self, name) for name in names.split()}, "cost": asdict(self.cost)}
+        return {name: getattr(self, name) for name in names.split()} | super().settings()
 
     # ---- how much
 

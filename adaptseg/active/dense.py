@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal, Protocol, cast
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -16,10 +18,11 @@ from adaptseg.active.costs import LabelCost
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import Acquisition, Snapshot, tracked
+from adaptseg.active.stopping import Stopping
 from adaptseg.console import say
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import Segmenter, dropout_layers
+from adaptseg.networks import Inference, Segmenter, dropout_layers
 from adaptseg.tensors import likeliest
 
 SCHEDULES = {
@@ -27,13 +30,15 @@ SCHEDULES = {
     "original": (0.25, 0.30, 0.35, 0.40, 0.45),
     # CBDA, spread (reported to be better): iterations 10k, 18k, 24k, 28k, 30k of 40k.
     "spread": (0.25, 0.45, 0.60, 0.70, 0.75),
+    # RIPU without source data: before the first step, then at iterations 2k, 4k, 6k, 8k of 30k (data.tick: 2000).
+    "source_free": (0.0, 1 / 15, 2 / 15, 3 / 15, 4 / 15),
 }
 BY_DROPOUT = ("bald", "power_bald")
 """Scores that need several passes with dropout."""
 SNAPSHOTS = 4
 """Pool images whose score maps are kept for pictures."""
 
-Schedule = Literal["original", "spread"] | list[float]
+Schedule = Literal["original", "spread", "source_free"] | list[float]
 ClassTarget = Literal["total", "cumulative"]
 
 
@@ -70,12 +75,14 @@ class DenseAcquisition(Acquisition):
         balance: bool,
         class_target: ClassTarget,
         epsilon: float,
+        inference: Inference | None,
         cost: LabelCost,
         oracle: Oracle | None,
         scratch: str | None,
+        stop: Stopping | None,
         seed: int,
     ) -> None:
-        super().__init__(cost=cost, oracle=oracle, scratch=scratch, seed=seed)
+        super().__init__(cost=cost, oracle=oracle, scratch=scratch, stop=stop, seed=seed)
         self.budget, self.budget_unit = budget, budget_unit
         self.schedule = list(SCHEDULES[schedule]) if isinstance(schedule, str) else schedule
         self.shares = [1 / len(self.schedule) for _ in self.schedule] if shares is None else shares
@@ -83,6 +90,7 @@ class DenseAcquisition(Acquisition):
         self.mode: Literal["region", "pixel"] = mode
         self.balance, self.epsilon = balance, epsilon
         self.class_target: ClassTarget = class_target
+        self.inference = inference
 
     def problems(self) -> dict[str, bool]:
         """What to say of the arguments -> whether it is true."""
@@ -91,10 +99,10 @@ class DenseAcquisition(Acquisition):
             f"active.budget is {self.budget}; a {self.budget_unit} in (0, {limit:g}] is expected": (
                 not 0 < self.budget <= limit or math.isinf(self.budget)
             ),
-            f"active.schedule is {self.schedule}; ascending fractions of max_steps inside (0, 1) are expected": (
+            f"active.schedule is {self.schedule}; ascending fractions of max_steps in [0, 1) are expected": (
                 not self.schedule
                 or self.schedule != sorted(self.schedule)
-                or not all(0 < fraction < 1 for fraction in self.schedule)
+                or not all(0 <= fraction < 1 for fraction in self.schedule)
             ),
             f"active.shares is {self.shares}; {len(self.schedule)} positive shares that sum to 1 are expected": (
                 len(self.shares) != len(self.schedule)
@@ -117,9 +125,17 @@ class DenseAcquisition(Acquisition):
             if is_wrong:
                 raise AdaptSegError(message)
 
+    def settings(self) -> dict[str, Any]:
+        read = None if self.inference is None else asdict(self.inference)
+        return {"inference": read, "cost": asdict(self.cost)}
+
     @abstractmethod
     def total_budget(self, pixels: int, images: int) -> int:
         """Pixels that may be bought in all rounds from `images` images of `pixels` pixels together."""
+
+    def planned(self, sizes: dict[str, tuple[int, int]], round: int) -> int:
+        total = self.total_budget(sum(math.prod(size) for size in sizes.values()), len(sizes))
+        return math.floor(total * math.fsum(self.shares[:round]) + 1e-6)
 
     # ---- when
 
@@ -164,14 +180,29 @@ class DenseAcquisition(Acquisition):
         self.snapshots = {}
         for batch in tracked(trainer, loader, f"round {self.round + 1}: scoring the pool"):
             key = batch.keys[0]
-            image = batch.image.to(method.device)
-            probabilities = method.predict_probabilities(image, size=self.store.sizes[key])[0, 0]
+            probabilities = self.probabilities(method, key, batch.image)
             predicted = likeliest(probabilities, 0)
-            score = self._score(method, key, image, probabilities).to(predicted.device)
+            self.note_prediction(key, predicted)
+            score = self._score(method, key, batch.image, probabilities).to(predicted.device)
             score = self.valued(score, predicted, weights).cpu()
             if key in watched:
                 self.snapshots[key] = Snapshot(predicted.cpu().numpy(), score.numpy())
             yield key, score
+
+    def probabilities(
+        self, method: DensePredictor, key: str, image: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(C, *size) float32 of one normalised image (1, 3, H, W) of the pool, on the method's device; with a generator
+        one pass that draws.
+        """
+        predict: Any = method.predict_probabilities
+        predict = predict if self.inference is None else partial(predict, inference=self.inference)
+        return predict(image.to(method.device), size=self.store.sizes[key], generator=generator)[0, 0]
+
+    def note_prediction(self, key: str, predicted: Tensor) -> None:
+        """Tell the stop set, if there is one, what the network says of an image (H, W)."""
+        if self.stop_set is not None:
+            self.stop_set.note(key, predicted[tuple(self.stop_set.positions(key).T)])
 
     def _score(self, method: DensePredictor, key: str, image: Tensor, probabilities: Tensor) -> Tensor:
         match self.score:
@@ -202,7 +233,7 @@ class DenseAcquisition(Acquisition):
         for draw in range(self.draws):
             salt = salt_of(self.seed, f"{self.round}/{key}/{draw}")
             generator = torch.Generator().manual_seed(salt % 2**63)
-            information.add(method.predict_probabilities(image, size=self.store.sizes[key], generator=generator)[0, 0])
+            information.add(self.probabilities(method, key, image, generator))
         return information.result()
 
     def valued(self, score: Tensor, predicted: Tensor, weights: Tensor | None) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,9 +20,12 @@ from adaptseg.active.herding import k_center
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import tracked
+from adaptseg.active.stopping import Stopping
 from adaptseg.data.pair import pair_of
 from adaptseg.distributed import gather
 from adaptseg.errors import AdaptSegError
+from adaptseg.networks import Inference
+from adaptseg.tensors import likeliest
 
 
 class WholeImages(DenseAcquisition):
@@ -35,7 +37,8 @@ class WholeImages(DenseAcquisition):
         budget: how much may be bought in all rounds together, in `budget_unit`.
         budget_unit: `fraction` of all pool pixels, in (0, 1]; `pixels` or `images` in total; `hours` of a person's time
             by `cost`.
-        schedule: `original`, `spread` (CBDA, section 4), or a list of fractions of max_steps.
+        schedule: `original`, `spread` (CBDA, section 4), `source_free` (RIPU), or a list of fractions of max_steps; 0 =
+            before the first step.
         shares: share of the budget of each round, summing to 1; null = equal.
         score: its mean over an image's pixels ranks the images; `random` = any image as soon as any other; `core_set`
             picks by k-centre instead (Sener and Savarese, ICLR 2018): always the image whose encoder features, averaged
@@ -46,9 +49,11 @@ class WholeImages(DenseAcquisition):
         balance: weight each pixel's score, before the mean, with CBDA's class weight of its predicted class.
         class_target: ideal class budget: `total` = B / C, `cumulative` = i B / (I C) (inferred).
         epsilon: least class weight, in (0, 1].
+        inference: how the network reads the pool; null = as in `model.inference`.
         cost: what a label costs a person.
         oracle: who answers; default: ground truth.
         scratch: folder for the query of a round; default: the run directory.
+        stop: rules that end buying before the schedule does; null = none.
         seed: filled in from `seed_everything`.
     """
 
@@ -66,9 +71,11 @@ class WholeImages(DenseAcquisition):
         balance: bool = False,
         class_target: ClassTarget = "total",
         epsilon: float = 0.01,
+        inference: Inference | None = None,
         cost: LabelCost = LabelCost(),
         oracle: Oracle | None = None,
         scratch: str | None = None,
+        stop: Stopping | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -83,9 +90,11 @@ class WholeImages(DenseAcquisition):
             balance=balance,
             class_target=class_target,
             epsilon=epsilon,
+            inference=inference,
             cost=cost,
             oracle=oracle,
             scratch=scratch,
+            stop=stop,
             seed=seed,
         )
         self.require_sound()
@@ -100,7 +109,7 @@ class WholeImages(DenseAcquisition):
 
     def settings(self) -> dict[str, Any]:
         names = "budget budget_unit schedule shares score draws mode radius balance class_target epsilon"
-        return {**{name: getattr(self, name) for name in names.split()}, "cost": asdict(self.cost)}
+        return {name: getattr(self, name) for name in names.split()} | super().settings()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -201,6 +210,10 @@ class WholeImages(DenseAcquisition):
         self.snapshots = {}
         loader = data.pool_loader(trainer.global_rank, trainer.world_size)
         for batch in tracked(trainer, loader, f"round {self.round + 1}: reading the pool"):
+            if self.stop_set is not None:
+                self.note_prediction(
+                    batch.keys[0], likeliest(self.probabilities(method, batch.keys[0], batch.image), 0)
+                )
             coarsest = method.evaluated.encoded(batch.image.to(method.device))[-1]
             mine.append((batch.keys[0], coarsest.float().mean((-2, -1))[0].cpu().numpy()))
         features = {key: torch.from_numpy(feature) for shard in gather(mine) for key, feature in shard}

@@ -121,7 +121,7 @@ class Method(Training):
         it looks closely, if it does, belongs to the sample numbers.
         """
         draw = partial(uniform_draws, self.seed, f"crop/{name}", samples)
-        return training_pass(by or self.student, images, draw)
+        return training_pass(by or self.student, images, draw, align_corners=self.inference.align_corners)
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"
@@ -166,7 +166,13 @@ class Method(Training):
 
     @torch.no_grad()
     def predict_probabilities(
-        self, images: Tensor, *, size: tuple[int, int], draws: int = 1, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        *,
+        size: tuple[int, int],
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        inference: Inference | None = None,
     ) -> Tensor:
         """Class probabilities (draws, B, C, *size) float32 of normalised images (B, 3, H, W).
 
@@ -174,14 +180,16 @@ class Method(Training):
             draws: passes; more than one needs a generator.
             generator: on the CPU. With it every pass draws dropout anew, a mirrored or windowed reading included;
                 without, the pass is that of the evaluation.
+            inference: how the network reads them; None: as in `model.inference`.
 
         Raises:
             AdaptSegError: draws without a generator, or by a network without dropout.
         """
 
         def read() -> Tensor:
-            return networks.predict_probabilities(self.evaluated, images, size=size, inference=self.inference)
+            return networks.predict_probabilities(self.evaluated, images, size=size, inference=given)
 
+        given = inference or self.inference
         if generator is not None:
             with networks.dropping(self.evaluated, generator):
                 return torch.stack([read() for _ in range(draws)])

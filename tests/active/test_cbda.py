@@ -632,8 +632,8 @@ def test_pool_grid_is_where_everything_lives(tmp_path: Path):
         ({"budget": 0, "budget_unit": "pixels"}, r"active\.budget is 0; a pixels in \(0, inf"),
         ({"schedule": []}, r"active\.schedule is \[\]"),
         ({"schedule": [0.5, 0.2]}, r"active\.schedule is \[0\.5, 0\.2\]; ascending fractions"),
-        ({"schedule": [0.0, 0.2]}, r"inside \(0, 1\)"),
-        ({"schedule": [0.2, 1.0]}, r"inside \(0, 1\)"),
+        ({"schedule": [-0.1, 0.2]}, r"in \[0, 1\)"),
+        ({"schedule": [0.2, 1.0]}, r"in \[0, 1\)"),
         ({"schedule": [0.2, math.nan]}, r"active\.schedule"),
         ({"shares": [0.5, 0.5]}, r"active\.shares is \[0\.5, 0\.5\]; 5 positive shares"),
         ({"shares": [0.2] * 4 + [0.3]}, r"sum to 1"),
@@ -691,5 +691,5 @@ def test_settings_name_every_switch_and_are_plain():
     settings = CBDA(budget=0.3, schedule="original").settings()
     assert settings["schedule"] == [0.25, 0.3, 0.35, 0.4, 0.45]
     assert settings["suppress_radius"] == 2
-    free = {"oracle", "scratch", "seed"}
+    free = {"oracle", "scratch", "seed", "stop"}  # `stop` ends buying, and changes nothing of what is bought before
     assert set(settings) == set(inspect.signature(CBDA.__init__).parameters) - free - {"self"}

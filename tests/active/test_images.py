@@ -193,7 +193,7 @@ def test_books_are_kept_and_nothing_but_the_oracle_reads_the_truth(tmp_path: Pat
         np.testing.assert_array_equal(acquisition.store.labels(key, 2), Pool(SIZES).labels(key))
     settings = acquisition.settings()
     assert set(settings) == set(inspect.signature(WholeImages.__init__).parameters) - {
-        "self", "oracle", "scratch", "seed",
+        "self", "oracle", "scratch", "seed", "stop",
     }  # fmt: skip
 
 
