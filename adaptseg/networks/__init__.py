@@ -5,6 +5,7 @@ from adaptseg.networks.daformer import DAFormer
 from adaptseg.networks.deeplab_v2 import DeepLabV2
 from adaptseg.networks.deeplab_v3_plus import WideDeepLabV3Plus
 from adaptseg.networks.denoiser import Denoiser, load_denoiser
+from adaptseg.networks.dropout import dropout_layers, dropping
 from adaptseg.networks.feature_maps import DiffusionFeatures, EncoderFeatures, FeatureMaps
 from adaptseg.networks.groups import parameter_groups
 from adaptseg.networks.hrda import HRDA
@@ -36,6 +37,8 @@ __all__ = [
     "WideDeepLabV3Plus",
     "build",
     "describe",
+    "dropout_layers",
+    "dropping",
     "load",
     "load_denoiser",
     "names",

@@ -71,11 +71,13 @@ class Segmenter(nn.Module, ABC):
         pretrained: whether the encoder was given pre-trained weights when it was made; False in a network that `load`
             rebuilt, whatever its weights once started from.
         accepts: which optional arguments of `forward` the network can honour.
+        shows_features: whether it has encoder features to show, in `Output.features` and by `encoded`.
         auxiliary_losses: names of the predictions in `Output.auxiliary` that training judges too; see `loss_terms`.
         class_table, normalization: what the weights were trained for; None until `adaptseg.networks.load` sets them.
     """
 
     accepts: ClassVar[frozenset[Argument]] = frozenset()
+    shows_features: ClassVar[bool] = True
     auxiliary_losses: tuple[str, ...] = ()
     encoder: nn.Module
 
