@@ -212,6 +212,12 @@ class ClassTable:
             reason = f"missing key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise AdaptSegError(f"class table {path}: {reason}") from error
 
+    def without(self, absent: tuple[str, ...], name: str, subsets: dict[str, tuple[str, ...]]) -> ClassTable:
+        """A table of this one's other classes, in their order; the ids of the absent ones mean no class."""
+        void = tuple(raw for c in self.classes if c.name in absent for raw in c.raw_ids)
+        kept = tuple(c for c in self.classes if c.name not in absent)
+        return ClassTable(name, kept, (*self.void_ids, *void), subsets)
+
     def require_same(self, other: ClassTable, where: str) -> None:
         """Raise unless `other` has the same classes in the same order."""
         if self.fingerprint != other.fingerprint:
@@ -293,6 +299,12 @@ SYNTHIA = ClassTable(
     },
 )
 """Published results from SYNTHIA are means over the 16 classes it shows, or over 13, without wall, fence and pole."""
+
+_THIRTEEN = {"13": SYNTHIA.subsets["13"]}
+
+SYNTHIA_16 = SYNTHIA.without(_SYNTHIA_LACKS, "synthia-16", _THIRTEEN)
+CITYSCAPES_16 = CITYSCAPES.without(_SYNTHIA_LACKS, "cityscapes-16", _THIRTEEN)
+"""The 16 classes alone, for methods whose networks have 16 outputs (RIPU, CBDA): terrain, truck and train are void."""
 
 STREETS = ClassTable("streets", tuple(SemanticClass(c.name, c.color, c.thing) for c in CITYSCAPES.classes), (VOID,))
 """The embedded pair speaks Cityscapes' 19 classes; its labels are train ids already."""

@@ -6,7 +6,6 @@ Every override of a private name of Lightning or jsonargparse lives here, each w
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import warnings
@@ -17,7 +16,6 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
-from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -40,6 +38,7 @@ from adaptseg.callbacks.report import Report, write_scores
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError, of_ours
+from adaptseg.known_warnings import silence
 from adaptseg.loggers import CsvLogger
 from adaptseg.methods import Method, Training
 from adaptseg.options import own_options
@@ -58,7 +57,7 @@ TRAINER_DEFAULTS = {
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """Parse and run one verb. Raises AdaptSegError for everything the user can mend."""
-    _quiet(verb)
+    silence(verb)
     options, rest = own_options(verb, arguments)
     if options.stage is not None:
         raise AdaptSegError(
@@ -352,26 +351,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _quiet(verb: str) -> None:
-    """Silence notes that are no news for our users."""
-    if verb != "fit":  # a trained state is scored without the callbacks that trained it
-        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*does not have many workers",  # data.workers is the user's choice
-        r".*Checkpoint directory .* exists and is not empty",  # a resume
-        r".*The number of training batches .* is smaller than the logging interval",  # short ticks
-        r".*Total length of `list` across ranks is zero",  # data.val is null
-        r".*resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it stopped
-        r"Found \d+ module\(s\) in eval mode",  # a teacher, frozen norms
-        r".*GPU available but not used",  # trainer.accelerator is the user's choice
-        r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 under torch 2.15
-        r".*`broadcast_buffers` is deprecated",  # torch 2.15; its successor is unknown to torch 2.6
-        r".*recommended to use `self\.log\('((round_\d+/)?val|test)/.*sync_dist=True",  # equal on all ranks
-    ):
-        warnings.filterwarnings("ignore", message)
-    # Calls that lightning 2.6 itself makes, to be removed in jsonargparse 5 (bounded in pyproject).
-    warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)

@@ -55,9 +55,9 @@ def parse(*paths: Path) -> Any:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     import warnings
 
-    from adaptseg.lightning_cli import _quiet
+    from adaptseg.known_warnings import silence
 
-    _quiet("fit")
+    silence("fit")
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     monkeypatch.setattr(ParseOnly, "folder", Path("nowhere"), raising=False)
 

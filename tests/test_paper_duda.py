@@ -12,7 +12,7 @@ import torch
 from test_configs import CONFIGS, ParseOnly, parse
 
 from adaptseg import networks
-from adaptseg.lightning_cli import _quiet
+from adaptseg.known_warnings import silence
 from adaptseg.recipes import load_recipe
 
 FOLDER = CONFIGS / "paper" / "duda"
@@ -24,7 +24,7 @@ B0 = {"class_path": "DAFormer", "init_args": {"encoder": "mit_b0", "weights": Tr
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    _quiet("fit")
+    silence("fit")
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     monkeypatch.setattr(ParseOnly, "folder", Path("nowhere"), raising=False)
 

@@ -14,7 +14,7 @@ import yaml
 from test_configs import CONFIGS, ParseOnly, parse
 
 from adaptseg.data.transforms import trusted_map
-from adaptseg.lightning_cli import _quiet
+from adaptseg.known_warnings import silence
 from adaptseg.methods import SelfTraining
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import HRDA, DAFormer, DeepLabV2
@@ -77,7 +77,7 @@ PAIRS = {
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    _quiet("fit")
+    silence("fit")
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     monkeypatch.setattr(ParseOnly, "folder", Path("nowhere"), raising=False)
 

@@ -8,6 +8,7 @@ RA, over the whole pool = DA) and `balance` (CB). What the texts leave open is a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from adaptseg.active.selection import GlobalSelector, select_regions
 from adaptseg.console import say
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
+from adaptseg.networks import Inference
 from adaptseg.tensors import likeliest
 
 SCHEDULES = {
@@ -35,6 +37,8 @@ SCHEDULES = {
     "original": (0.25, 0.30, 0.35, 0.40, 0.45),
     # CBDA, spread (reported to be better): iterations 10k, 18k, 24k, 28k, 30k of 40k.
     "spread": (0.25, 0.45, 0.60, 0.70, 0.75),
+    # RIPU without source data: before the first step, then at iterations 2k, 4k, 6k, 8k of 30k (data.tick: 2000).
+    "source_free": (0.0, 1 / 15, 2 / 15, 3 / 15, 4 / 15),
 }
 SNAPSHOTS = 4
 """Pool images whose score maps are kept for pictures."""
@@ -46,7 +50,8 @@ class CBDA(Acquisition):
     Args:
         budget: how much may be bought in all rounds together, in `budget_unit`.
         budget_unit: `fraction` of all pool pixels, in (0, 1]; `pixels` in total; `pixels_per_image` on average.
-        schedule: `original`, `spread` (CBDA, section 4), or a list of fractions of max_steps.
+        schedule: `original`, `spread` (CBDA, section 4), `source_free` (RIPU), or a list of fractions of max_steps; 0 =
+            before the first step.
         shares: share of the budget of each round, summing to 1; null = equal.
         score: what makes a pixel worth buying.
         mode: of the score `ripu`: `region` (RA) or `pixel` (PA).
@@ -56,13 +61,17 @@ class CBDA(Acquisition):
             pixels (inferred for DA; RIPU-PA: 32).
         selection: `image` = the same number from every image (RA); `pool` = the best of the whole pool (DA).
         rounding: of the number of picks per image: `exact` never exceeds the budget and makes up for what borders and
-            earlier rounds lost; `ceil` is RIPU's release, slightly above the budget. `pool` is always exact.
+            earlier rounds lost; `ceil` is RIPU's release, slightly above the budget, for parity. `pool` is always
+            exact.
         balance: multiply scores with class weights from the labels bought so far (CB).
         class_target: ideal class budget: `total` = B / C, `cumulative` = i B / (I C) (inferred).
         epsilon: least class weight, in (0, 1] (inferred: 0.01).
         weight_by: class of a candidate: the predicted class of the `pixel`, or the mix within its `region` (inferred).
         max_share_per_image: most of an image's pixels that may ever be bought, in (0, 1].
         forbid_void: never buy pixels that the oracle knows to be void. Simulation only, an advantage over real life.
+        inference: how the network reads the pool; null = as in `model.inference`. RIPU's release averages mirror images
+            when it judges, not when it scores, and there up-samples in two steps: {align_corners: true, stepwise:
+            true}.
         oracle: who answers; default: ground truth.
         scratch: folder for score maps; default: the run directory.
         seed: filled in from `seed_everything`.
@@ -73,7 +82,7 @@ class CBDA(Acquisition):
         *,
         budget: float = 0.05,
         budget_unit: Literal["fraction", "pixels", "pixels_per_image"] = "fraction",
-        schedule: Literal["original", "spread"] | list[float] = "spread",
+        schedule: Literal["original", "spread", "source_free"] | list[float] = "spread",
         shares: list[float] | None = None,
         score: Literal["random", "entropy", "margin", "least_confidence", "ripu"] = "ripu",
         mode: Literal["region", "pixel"] = "region",
@@ -88,6 +97,7 @@ class CBDA(Acquisition):
         weight_by: Literal["pixel", "region"] = "pixel",
         max_share_per_image: float = 1.0,
         forbid_void: bool = False,
+        inference: Inference | None = None,
         oracle: Oracle | None = None,
         scratch: str | None = None,
         seed: int = 0,
@@ -104,6 +114,7 @@ class CBDA(Acquisition):
         self.balance, self.epsilon = balance, epsilon
         self.class_target: Literal["total", "cumulative"] = class_target
         self.weight_by, self.max_share_per_image, self.forbid_void = weight_by, max_share_per_image, forbid_void
+        self.inference = inference
         self._check()
 
     def _check(self) -> None:
@@ -112,10 +123,10 @@ class CBDA(Acquisition):
             f"active.budget is {self.budget}; a {self.budget_unit} in (0, {limit:g}] is expected": (
                 not 0 < self.budget <= limit or math.isinf(self.budget)
             ),
-            f"active.schedule is {self.schedule}; ascending fractions of max_steps inside (0, 1) are expected": (
+            f"active.schedule is {self.schedule}; ascending fractions of max_steps in [0, 1) are expected": (
                 not self.schedule
                 or self.schedule != sorted(self.schedule)
-                or not all(0 < fraction < 1 for fraction in self.schedule)
+                or not all(0 <= fraction < 1 for fraction in self.schedule)
             ),
             f"active.shares is {self.shares}; {len(self.schedule)} positive shares that sum to 1 are expected": (
                 len(self.shares) != len(self.schedule)
@@ -142,7 +153,8 @@ class CBDA(Acquisition):
             "budget budget_unit schedule shares score mode radius unit suppress_radius selection rounding balance "
             "class_target epsilon weight_by max_share_per_image forbid_void"
         )
-        return {name: getattr(self, name) for name in names.split()}
+        read = None if self.inference is None else dataclasses.asdict(self.inference)
+        return {**{name: getattr(self, name) for name in names.split()}, "inference": read}
 
     # ---- when and how much
 
@@ -276,7 +288,7 @@ class CBDA(Acquisition):
         self.snapshots = {}
         for batch in tracked(trainer, loader, f"round {self.round + 1}: scoring the pool"):
             key = batch.keys[0]
-            probabilities = probabilities_of(module, batch.image, self.store.sizes[key])
+            probabilities = probabilities_of(module, batch.image, self.store.sizes[key], self.inference)
             predicted = likeliest(probabilities, 0)
             score = self._weighted(self._score(key, probabilities), predicted, weights).cpu()
             if key in watched:

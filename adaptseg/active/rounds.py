@@ -6,6 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from adaptseg.data.pair import pair_of
 from adaptseg.distributed import all_reduce_sum, barrier
 from adaptseg.errors import AdaptSegError
 from adaptseg.metrics import label_balance_entropy
+from adaptseg.networks import Inference
 
 Item = TypeVar("Item")
 
@@ -259,9 +261,13 @@ def final_scores(trainer: Trainer, prefix: str = "val") -> dict[str, Any]:
     }
 
 
-def probabilities_of(module: LightningModule, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device."""
-    return module.predict_probabilities(image.to(module.device), size=size)[0, 0]  # pyright: ignore[reportCallIssue]
+def probabilities_of(
+    module: LightningModule, image: Tensor, size: tuple[int, int], inference: Inference | None = None
+) -> Tensor:
+    """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device; `inference` None: as judged."""
+    predict: Any = module.predict_probabilities
+    predict = predict if inference is None else partial(predict, inference=inference)
+    return predict(image.to(module.device), size=size)[0, 0]
 
 
 def tracked(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:

@@ -177,7 +177,7 @@ def region_impurity(predicted: Tensor, num_classes: int, radius: int) -> Tensor:
     impurity = torch.zeros_like(area)
     for c in torch.bincount(predicted.flatten(), minlength=num_classes).nonzero().flatten():
         share = _window_sum((predicted == c).to(counts), radius) / area
-        impurity -= share * (share + RELEASED_EPSILON).log_()
+        impurity.addcmul_(share, (share + RELEASED_EPSILON).log_(), value=-1)
     return impurity
 
 
@@ -282,7 +282,7 @@ def _released_entropy(probabilities: Tensor) -> Tensor:
     parts = _wide(probabilities).unbind(0)
     total = torch.zeros_like(parts[0])
     for p in parts:
-        total = total - p * (p + RELEASED_EPSILON).log()
+        total.addcmul_(p, (p + RELEASED_EPSILON).log_(), value=-1)
     return total
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adaptseg.data.batch import Batch as Batch
     from adaptseg.data.batch import Labelled as Labelled
     from adaptseg.data.batch import Target as Target
+    from adaptseg.data.class_balance import ClassBalancedSampling as ClassBalancedSampling
     from adaptseg.data.pair import DomainPair as DomainPair
     from adaptseg.data.rare_classes import RareClassSampling as RareClassSampling
     from adaptseg.data.statistics import ClassStatistics as ClassStatistics
@@ -38,6 +39,7 @@ _WITH_TORCH = {
     "Batch": "batch",
     "Labelled": "batch",
     "Target": "batch",
+    "ClassBalancedSampling": "class_balance",
     "DomainPair": "pair",
     "RareClassSampling": "rare_classes",
     "ClassStatistics": "statistics",

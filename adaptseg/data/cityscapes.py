@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from adaptseg.classes import CITYSCAPES
+from adaptseg.classes import CITYSCAPES, CITYSCAPES_16
 from adaptseg.data.archives import Root
 from adaptseg.data.files import check_same_size, choose, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
@@ -30,6 +30,8 @@ class Cityscapes(Scenes):
             `train_extra` (19,998; coarse labels only).
         labels: fine or coarse annotation.
         count: use only so many scenes, spread evenly over the cities; None = all.
+        classes: 19, or the 16 that SYNTHIA shows too: terrain, truck and train become void, for networks that have no
+            output for them.
 
     Raises:
         AdaptSegError: the layout is another, the split is empty, or scenes lack their label file.
@@ -42,8 +44,9 @@ class Cityscapes(Scenes):
         *,
         labels: Literal["fine", "coarse"] = "fine",
         count: int | None = None,
+        classes: Literal[19, 16] = 19,
     ) -> None:
-        self.class_table = CITYSCAPES
+        self.class_table = {19: CITYSCAPES, 16: CITYSCAPES_16}[classes]
         self.labelled = split != "test"
         if split == "train_extra" and labels == "fine":
             raise AdaptSegError("Cityscapes: split 'train_extra' has no fine labels; set labels: coarse")

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from adaptseg.classes import VOID
 from adaptseg.data import transforms
 from adaptseg.data.batch import Batch, Labelled, Target
+from adaptseg.data.class_balance import DrawnScenes
 from adaptseg.data.rare_classes import RareClasses
 from adaptseg.data.sampling import generator, scene_index
 from adaptseg.data.scenes import Scenes
@@ -64,6 +65,7 @@ class View:
     flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    filter: transforms.Filter = "bilinear"
 
 
 @dataclass
@@ -72,6 +74,7 @@ class PairDataset(Dataset):
 
     Both are pure functions of (seed, sample number) and, for the target, of the labels bought so far.
 
+    With `balanced` the source scene of every sample is already drawn.
     With `rare_classes` source scenes are drawn for a class, and a crop is drawn anew until it shows that class. With
     `max_class_share` it is drawn anew, 10 times at most, until no class dominates it. With both, as in DAFormer's
     release, each draw of the first rule is the outcome of the second: the class that is looked for goes first.
@@ -90,6 +93,7 @@ class PairDataset(Dataset):
     max_class_share: float | None = None
     untrusted_margins: Margins = (0, 0, 0, 0)
     with_images: bool = True
+    balanced: DrawnScenes | None = None
 
     def __getitem__(self, sample: int) -> PairItem:
         return PairItem(self._source_item(sample), self._target_item(sample), sample)
@@ -98,7 +102,9 @@ class PairDataset(Dataset):
         if self.source is None:
             return None
         scenes, view = self.source, self.source_view
-        if self.rare_classes is None:
+        if self.balanced is not None:
+            wanted, index = None, self.balanced.scene(sample)
+        elif self.rare_classes is None:
             wanted, index = None, scene_index(sample, len(scenes.keys), seed=self.seed, stream="source")
         else:
             wanted, index = self.rare_classes.draw(sample, seed=self.seed)
@@ -114,7 +120,7 @@ class PairDataset(Dataset):
     def _image(self, scenes: Scenes, key: str, view: View, geometry: Geometry) -> Tensor:
         if not self.with_images:
             return torch.empty(3, 0, 0)
-        image = transforms.resized_image(scenes.image(key), view.size)
+        image = transforms.resized_image(scenes.image(key), view.size, view.filter)
         return transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
 
     def _source_geometry(self, labels: Tensor, wanted: int | None, rng: np.random.Generator) -> Geometry:
@@ -165,7 +171,7 @@ class EvaluationDataset(Dataset):
 
     def __getitem__(self, index: int) -> LabelledItem:
         key = self.keys[index]
-        image = transforms.resized_image(self.scenes.image(key), self.view.size)
+        image = transforms.resized_image(self.scenes.image(key), self.view.size, self.view.filter)
         image = transforms.normalized(image, self.view.mean, self.view.std)
         labels = self.scenes.labels(key) if self.with_labels else np.full(self.scenes.size(key), VOID, np.uint8)
         return LabelledItem(key, image, torch.from_numpy(labels.astype(np.int64)), None)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from adaptseg.classes import ClassTable
 from adaptseg.console import say
+from adaptseg.data.class_balance import BalancedScenes, ClassBalancedSampling
 from adaptseg.data.datasets import (
     BoughtLabels,
     EvaluationDataset,
@@ -29,6 +30,7 @@ from adaptseg.data.rare_classes import RareClasses, RareClassSampling
 from adaptseg.data.sampling import StepSampler
 from adaptseg.data.scenes import Scenes
 from adaptseg.data.statistics import ClassStatistics, class_statistics, read_statistics
+from adaptseg.data.transforms import Filter
 from adaptseg.errors import AdaptSegError
 
 Size = tuple[int, int]
@@ -61,6 +63,9 @@ class DomainPair(LightningDataModule):
         with_instances: also load the source's instance ids.
         rare_class_sampling: draw source scenes by class, rare ones more often, instead of each scene once per pass;
             target scenes are drawn as ever. DAFormer: {} (all defaults).
+        class_balanced_sampling: draw source scenes so that all classes are seen equally often; not together with
+            `rare_class_sampling`. RIPU: {}.
+        image_filter: by which images are resized, with anti-aliasing. RIPU's release: bicubic.
         max_class_share: a source crop is drawn anew, 10 times at most, until no class fills more than this share of its
             non-void pixels; needs `crop`. DAFormer and its kin: 0.75.
         untrusted_margins: top, bottom, left and right of a target scene that give no pseudo-labels, as shares of its
@@ -91,6 +96,8 @@ class DomainPair(LightningDataModule):
         workers: int = 2,
         with_instances: bool = False,
         rare_class_sampling: RareClassSampling | None = None,
+        class_balanced_sampling: ClassBalancedSampling | None = None,
+        image_filter: Filter = "bilinear",
         max_class_share: float | None = None,
         untrusted_margins: Margins = (0.0, 0.0, 0.0, 0.0),
         cache: str = "cache",
@@ -112,14 +119,16 @@ class DomainPair(LightningDataModule):
         self.val_sets, self.test_sets = named(val, "data.val"), named(test, "data.test")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.pool_size, self.tick_steps, self.with_instances = pool_size, tick, with_instances
-        self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
-        self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD)
+        self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter)
+        self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter)
         self.rare_class_sampling, self.max_class_share = rare_class_sampling, max_class_share
+        self.class_balanced_sampling = class_balanced_sampling
         self.untrusted_margins, self.cache, self.statistics = untrusted_margins, cache, statistics
         self.target_labels = target_labels
         self.bought: BoughtLabels | None = None
         self._statistics: ClassStatistics | None = None
         self._rare_classes: RareClasses | None = None
+        self._balanced: BalancedScenes | None = None
         self._check_tables()
         self._check_drawing()
 
@@ -149,9 +158,12 @@ class DomainPair(LightningDataModule):
                 raise AdaptSegError(f"data.max_class_share is {share}; a share in (0, 1] is expected")
             if self.source_view.crop is None:
                 raise AdaptSegError("data.max_class_share is about crops; set data.crop, or max_class_share: null")
-        for name, given in (("max_class_share", share), ("rare_class_sampling", self.rare_class_sampling)):
-            if given is not None and self.source is None:
+        names = "max_class_share", "rare_class_sampling", "class_balanced_sampling"
+        for name in names:
+            if getattr(self, name) is not None and self.source is None:
                 raise AdaptSegError(f"data.{name} is about the source; give data.source, or {name}: null")
+        if self.rare_class_sampling is not None and self.class_balanced_sampling is not None:
+            raise AdaptSegError(f"data.{names[1]} and data.{names[2]} both draw the source's scenes; set one to null")
 
     @property
     def class_table(self) -> ClassTable:
@@ -201,16 +213,23 @@ class DomainPair(LightningDataModule):
         """What rare-class sampling draws from; None without it."""
         if self._rare_classes is None and self.rare_class_sampling is not None:
             self._rare_classes = RareClasses.prepare(self.rare_class_sampling, self.source_statistics())
-            if self.trainer is None or self.trainer.global_rank == 0:
-                for note in self._rare_classes.notes(self.class_table):
-                    say(note)
         return self._rare_classes
 
+    def balanced_scenes(self) -> BalancedScenes | None:
+        """What class-balanced sampling draws; None without it."""
+        if self._balanced is None and self.class_balanced_sampling is not None:
+            self._balanced = BalancedScenes(self.class_balanced_sampling, self.source_statistics(), seed=self.seed)
+        return self._balanced
+
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.target_labels is not None:
+        if stage != "fit":
+            return
+        if self.target_labels is not None:
             self.bought = LabelFolder(self.target_labels, self.class_table, self.pool.keys)
-        if stage == "fit":
-            self.rare_classes()  # counted, or found wanting, before anything else begins
+        for drawn in (self.rare_classes(), self.balanced_scenes()):  # counted, or found wanting, before all else begins
+            if drawn is not None and (self.trainer is None or self.trainer.global_rank == 0):
+                for note in drawn.notes(self.class_table):
+                    say(note)
 
     # ---- training
 
@@ -233,6 +252,8 @@ class DomainPair(LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
+        samples = first * accumulate * self.batch_size, last * accumulate * self.batch_size
+        balanced = self.balanced_scenes()
         dataset = PairDataset(
             self.source,
             self.target,
@@ -245,6 +266,7 @@ class DomainPair(LightningDataModule):
             self.max_class_share,
             self.untrusted_margins,
             with_images=getattr(trainer.lightning_module, "reads_images", True),
+            balanced=None if balanced is None else balanced.between(*samples),
         )
         return DataLoader(
             dataset,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from adaptseg.classes import SYNTHIA
+from adaptseg.classes import SYNTHIA, SYNTHIA_16
 from adaptseg.data.archives import Root
 from adaptseg.data.files import check_same_size, choose, require_labels, to_train_ids
 from adaptseg.data.scenes import Scenes, read_image, read_size
@@ -31,13 +31,15 @@ class Synthia(Scenes):
         root: the folder that holds `RGB` and `GT` (RAND_CITYSCAPES), or a .zip of it. It is published as .rar, which
             has to be unpacked.
         count: use only so many scenes, spread evenly; None = all.
+        classes: 19, or the 16 that occur alone, for networks that have no output for the others; the target needs the
+            same (`Cityscapes`, `classes: 16`).
 
     Raises:
         AdaptSegError: the layout is another, there is no scene, or a label is missing.
     """
 
-    def __init__(self, root: str | list[str], *, count: int | None = None) -> None:
-        self.class_table = SYNTHIA
+    def __init__(self, root: str | list[str], *, count: int | None = None, classes: Literal[19, 16] = 19) -> None:
+        self.class_table = {19: SYNTHIA, 16: SYNTHIA_16}[classes]
         self._root = Root(root, [_IMAGES, _LABELS])
         layout = "RGB/<scene>.png and GT/LABELS/<scene>.png"
         found = list(self._root.find(_IMAGES, [".png"], layout=layout))

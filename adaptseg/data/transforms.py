@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torchvision.transforms.v2 import functional as F
 from adaptseg.classes import VOID
 from adaptseg.data.resize import resize_nearest
 from adaptseg.errors import AdaptSegError
+
+Filter = Literal["bilinear", "bicubic"]
+"""By which images are resized, as torchvision calls them."""
 
 
 class Geometry(NamedTuple):
@@ -72,12 +75,12 @@ def trusted_map(size: tuple[int, int], margins: tuple[float, float, float, float
     return trusted
 
 
-def resized_image(image: NDArray[np.uint8], size: tuple[int, int] | None) -> Tensor:
-    """(H, W, 3) uint8 to (3, *size) uint8, bilinear with anti-aliasing; unchanged if `size` is None or equal."""
+def resized_image(image: NDArray[np.uint8], size: tuple[int, int] | None, filter: Filter = "bilinear") -> Tensor:
+    """(H, W, 3) uint8 to (3, *size) uint8 with anti-aliasing; unchanged if `size` is None or equal."""
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: decoded arrays may be read-only
     if size is None or tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
-    return F.resize(tensor, list(size), antialias=True)
+    return F.resize(tensor, list(size), interpolation=F.InterpolationMode(filter), antialias=True)
 
 
 def resized_map(values: NDArray[np.generic], size: tuple[int, int]) -> Tensor:

@@ -121,7 +121,7 @@ class Method(Training):
         it looks closely, if it does, belongs to the sample numbers.
         """
         draw = partial(uniform_draws, self.seed, f"crop/{name}", samples)
-        return training_pass(by or self.student, images, draw)
+        return training_pass(by or self.student, images, draw, align_corners=self.inference.align_corners)
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"
@@ -166,9 +166,18 @@ class Method(Training):
 
     @torch.no_grad()
     def predict_probabilities(
-        self, images: Tensor, *, size: tuple[int, int], draws: int = 1, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        *,
+        size: tuple[int, int],
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        inference: Inference | None = None,
     ) -> Tensor:
         """Class probabilities (draws, B, C, *size) float32 of normalised images (B, 3, H, W).
+
+        Args:
+            inference: how the network reads them; None: as in `model.inference`.
 
         Raises:
             AdaptSegError: draws > 1, which needs a source of randomness that this method does not have.
@@ -178,7 +187,8 @@ class Method(Training):
                 f"{type(self).__name__} predicts without randomness; one draw without a generator is possible, "
                 f"{draws} {'without a' if generator is None else 'with a'} generator asked for"
             )
-        return networks.predict_probabilities(self.evaluated, images, size=size, inference=self.inference)[None]
+        given = inference or self.inference
+        return networks.predict_probabilities(self.evaluated, images, size=size, inference=given)[None]
 
     def on_validation_epoch_start(self) -> None:
         self._prepare_metrics("val")

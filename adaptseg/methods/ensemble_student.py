@@ -88,7 +88,8 @@ class EnsembleStudent(Method):
             raise AdaptSegError("EnsembleStudent learns from target images; give data.target")
         images, labels = batch.target.image, batch.target.bought
         height, width = images.shape[-2:]
-        log_p = resize_logits(self.student(images).logits.float(), (height, width)).log_softmax(1)
+        logits = self.student(images).logits.float()
+        log_p = resize_logits(logits, (height, width), self.inference.align_corners).log_softmax(1)
         weights = self.weights_of("target", log_p, labels)
         total, weight, number = hard_pixel_loss(log_p, labels, share=self.hard_share, class_weights=weights)
         # Below one pixel of the least weight there is none: the sum is 0 then, whatever it is divided by.

@@ -161,7 +161,8 @@ class OutputAdaptation(Method):
         if self.auxiliary is not None:
             levels[AUXILIARY] = output.auxiliary[self.auxiliary.output]
         size = (images.shape[-2], images.shape[-1])
-        return {name: resize_logits(logits.float(), size).log_softmax(1) for name, logits in levels.items()}
+        geometry = self.inference.align_corners
+        return {name: resize_logits(logits.float(), size, geometry).log_softmax(1) for name, logits in levels.items()}
 
     def _cross_entropies(
         self, domain: str, said: Levels, labels: Tensor, *, minimum: float = 1.0

@@ -21,6 +21,8 @@ class DeepLabV2(EncoderDecoder):
     Images may have any size; see `EncoderDecoder`. Logits have stride 8. The original dilates every block of the last
     two stages by 2 and 4, which is what smp's "resnet101" does; "tu-resnet101c" has the deep stem (three 3x3
     convolutions) and leaves the first block of each stage at the dilation of the stage before, as DAFormer's release.
+    RIPU's (Xie et al., CVPR 2022) is "tu-resnet101.tv_in1k" with all four dilations and `norm: frozen_without_eps`; its
+    biases start as torch draws them, ours at zero.
 
     Args:
         num_classes: C; linked from the data.
@@ -32,7 +34,7 @@ class DeepLabV2(EncoderDecoder):
             was kept for comparability.
         auxiliary_dilations: of a second head on the stage before the last (conv4 in ResNet's paper), whose logits come
             as `auxiliary["conv4"]`, stride 8; the multi-level adversarial methods train on it. None: no such head.
-        norm: "batch", "frozen" or "group", of the encoder; see `replace_batch_norm`.
+        norm: "batch", "frozen", "group" or "frozen_without_eps", of the encoder; see `replace_batch_norm`.
 
     Raises:
         AdaptSegError: an unknown name, an encoder that cannot be dilated to stride 8, a number out of range, weights

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.encoders import stages
-from adaptseg.networks.normalization import Norm, has_batch_norm, replace_batch_norm
+from adaptseg.networks.normalization import NORMS, Norm, has_batch_norm, replace_batch_norm
 from adaptseg.networks.padding import cut, onto_image, pad
 from adaptseg.networks.segmenter import Output, Segmenter
 from adaptseg.networks.weights import load_encoder_weights
@@ -26,15 +26,18 @@ class EncoderDecoder(Segmenter):
     A subclass makes `self.encoder` and its head, then calls `_complete`.
 
     Args:
-        norm: "batch", "frozen" or "group".
+        norm: of the encoder and, without `head_norm`, of the head; see `replace_batch_norm`.
+        head_norm: of all that is not the encoder; None: `norm`.
         called: how errors name the network.
     """
 
-    def __init__(self, num_classes: int, *, norm: Norm, called: str) -> None:
+    def __init__(self, num_classes: int, *, norm: Norm, called: str, head_norm: Norm | None = None) -> None:
         super().__init__(num_classes)
-        if norm not in ("batch", "frozen", "group"):
-            raise AdaptSegError(f"norm: '{norm}' given, one of batch, frozen, group expected")
+        for name, given in (("norm", norm), ("head_norm", head_norm or norm)):
+            if given not in NORMS:
+                raise AdaptSegError(f"{name}: '{given}' given, one of {', '.join(NORMS)} expected")
         self._norm: Norm = norm
+        self._head_norm: Norm = head_norm or norm
         self._called = called
 
     @abstractmethod
@@ -56,7 +59,8 @@ class EncoderDecoder(Segmenter):
                 f"norm: group with pre-trained weights would throw away the batch norms of encoder '{encoder}'; "
                 "set weights: false, or norm: frozen"
             )
-        replace_batch_norm(self, self._norm)
+        for child in self.children():
+            replace_batch_norm(child, self._norm if child is self.encoder else self._head_norm)
         self.pretrained = weights is not False
         self._multiple = int(getattr(self.encoder, "output_stride", 32))
         self._smallest = smallest

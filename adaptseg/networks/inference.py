@@ -23,7 +23,9 @@ class Inference:
             practice: 341 for 512, 513 for 769).
         flip: average the probabilities with those of the mirror image.
         batch: windows of each image that pass through the network together.
-        align_corners: geometry of every up-sampling; True is RIPU's.
+        align_corners: geometry of every up-sampling of the student's logits, in training too; True is RIPU's.
+        stepwise: up-sample logits to the size of the network's input first and from there to the size asked for, as
+            RIPU's release does to score the pool (not to judge): it moves boundaries, where most is bought.
     """
 
     window: tuple[int, int] | None = None
@@ -31,6 +33,7 @@ class Inference:
     flip: bool = False
     batch: int = 1
     align_corners: bool = False
+    stepwise: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 1:
@@ -72,10 +75,11 @@ def _softmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
 
 
 def _logits(segmenter: Segmenter, images: Tensor, inference: Inference, *, mirrored: bool) -> Tensor:
-    """Float32 logits: (B, C, h, w) at native stride of whole images, (B, C, H, W) averaged over windows."""
-    if inference.window is None:
-        return _read(segmenter, images, mirrored)
+    """Float32 logits: of whole images at native stride (stepwise: at their size), else averaged over windows there."""
     size = (images.shape[-2], images.shape[-1])
+    if inference.window is None:
+        logits = _read(segmenter, images, mirrored)
+        return resize_logits(logits, size, inference.align_corners) if inference.stepwise else logits
     window = (min(inference.window[0], size[0]), min(inference.window[1], size[1]))
     stride = inference.stride or (max(1, round(window[0] * 2 / 3)), max(1, round(window[1] * 2 / 3)))
     corners = window_corners(size, window, stride)

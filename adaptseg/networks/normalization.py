@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from timm.layers.norm_act import BatchNormAct2d, GroupNormAct, freeze_batch_norm_2d
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct, freeze_batch_norm_2d
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
-Norm = Literal["batch", "frozen", "group"]
+Norm = Literal["batch", "frozen", "group", "frozen_without_eps"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -22,10 +24,15 @@ def replace_batch_norm(module: nn.Module, norm: Norm) -> None:
       Keys in the state dict stay, so weights trained with batch norm load; eps is the replaced layer's. A layer
       without pre-trained statistics freezes at mean 0, variance 1, scale 1, shift 0, that is, at the identity (this
       is what RIPU's released decoder does).
+    * frozen_without_eps: the same with eps 0, as RIPU's release has it, which amplifies channels of tiny variance more
+      than the pre-training did. For parity alone; a variance of 0 would divide by it.
     * group: group norm with `groups(channels)` groups, freshly initialised.
     """
-    if norm == "frozen":
+    if norm in ("frozen", "frozen_without_eps"):
         freeze_batch_norm_2d(module)
+        for layer in module.modules():
+            if norm == "frozen_without_eps" and isinstance(layer, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
+                layer.eps = 0.0  # pyright: ignore[reportArgumentType]
     elif norm == "group":
         _group(module)
 

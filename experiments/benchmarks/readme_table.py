@@ -1,6 +1,7 @@
 """Write the README's table of speed and memory from what the benchmarks saved.
 
 python experiments/benchmarks/selection.py --save experiments/benchmarks/results/selection.json
+python experiments/benchmarks/scores.py --save experiments/benchmarks/results/scores.json
 python experiments/benchmarks/training_step.py --save experiments/benchmarks/results/training_step.json
 python experiments/benchmarks/self_training_step.py --save experiments/benchmarks/results/self_training_step.json
 python experiments/benchmarks/hrda_step.py --save experiments/benchmarks/results/hrda_step.json
@@ -58,6 +59,12 @@ def rows(selection: dict[str, Any], step: dict[str, Any]) -> list[tuple[str, str
     ]
 
 
+def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, measured, aim) per line."""
+    ratios = " / ".join(f"{scores[name]['ratio']:.1f}" for name in ("region, radius 1", "pixel, radius 32"))
+    return [("RIPU's score of 19x1024x2048, RA / PA, over the softmax of the same map", ratios, "at most 3")]
+
+
 def self_training_rows(step: dict[str, Any], gbw: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, measured, aim) per line."""
     plain, mic, weighted = (step[name] for name in ("DACS or DAFormer", "MIC", "MIC with GBW"))
@@ -111,10 +118,11 @@ def herding_rows(herding: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def main() -> None:
-    names = ("selection", "training_step", "self_training_step", "gbw", "hrda_step", "herding")
+    names = ("selection", "scores", "training_step", "self_training_step", "gbw", "hrda_step", "herding")
     found = {name: json.loads((HERE / "results" / f"{name}.json").read_text()) for name in names}
     table = [
         *rows(found["selection"], found["training_step"]),
+        *score_rows(found["scores"]),
         *self_training_rows(found["self_training_step"], found["gbw"]),
         *hrda_rows(found["hrda_step"]),
         *herding_rows(found["herding"]),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 RESULTS = HERE / "results"
@@ -64,7 +66,7 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-        folder = _run_folder(runs, row, name)
+        folder = run_folder(runs, row, name)
         fit, test = (json.loads((folder / file).read_text()) for file in ("result.json", "test.json"))
         environment = json.loads((folder / "environment.json").read_text())
         result = {
@@ -85,13 +87,47 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str]) -> Path:
+    """Fit a staged recipe and score the networks of some of its stages on the test split; what is done is skipped.
+
+    Args:
+        recipe: as its YAML file would hold it; `config:` below configs/.
+        folder: where the run goes.
+        seed: of the run.
+        tested: stages; each leaves test.json in its folder.
+
+    Returns:
+        The folder with a folder for each stage.
+    """
+    folder = folder.resolve() / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [{**stage, "config": _below_configs(stage["config"])} for stage in recipe["stages"]]
+    file = folder / "stages.yaml"
+    file.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    made = folder / "stages" / f"seed{seed}"
+    for more in ([], *(["--stage", name] for name in tested if not (made / name / "test.json").exists())):
+        verb = "test" if more else "fit"
+        command = [sys.executable, "-m", "adaptseg.cli", verb, "--config", str(file), "--runs", str(folder)]
+        command += ["--name", f"seed{seed}", "--seed_everything", str(seed), *more]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return made
+
+
+def _below_configs(config: str | list[str]) -> str | list[str]:
+    files = [str(REPOSITORY / "configs" / file) for file in ([config] if isinstance(config, str) else config)]
+    return files[0] if isinstance(config, str) else files
+
+
 def _without_folder(flag: str) -> str:
     """A flag without the place of a file on this machine."""
     name, equals, value = flag.partition("=")
     return f"{name}={Path(value).name}" if equals and value.startswith("/") else flag
 
 
-def _run_folder(runs: Path, row: Row, name: str) -> Path:
+def run_folder(runs: Path, row: Row, name: str) -> Path:
+    """The run directory of a row."""
     stems = [Path(row.flags[i + 1]).stem for i, flag in enumerate(row.flags) if flag == "--config"]
     return (REPOSITORY / runs if not runs.is_absolute() else runs) / "+".join(stems) / name
 

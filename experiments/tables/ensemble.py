@@ -14,14 +14,12 @@ stage but the oracle's reads; a dropped pixel counts as wrong in the first colum
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, write_into_readme
+from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_into_readme
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -93,8 +91,6 @@ def recipe(seed: int) -> dict[str, Any]:
             flags.pop("model.init_from")  # the source-only network is of the small size
         flags["model.network.encoder"] = encoder
         stages.append({**base["student"], "name": name, "flags": flags})
-    for stage in stages:
-        stage["config"] = str(CONFIGS / stage["config"])
     return {"stages": stages}
 
 
@@ -110,16 +106,8 @@ def job(row: dict[str, Any], name: str, arguments: dict[str, Any]) -> dict[str, 
 
 def run_one(seed: int, runs: Path) -> dict[str, Any]:
     """All stages of one seed and what they are worth."""
-    folder = runs.resolve() / f"seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "ensemble.yaml"
-    file.write_text(yaml.safe_dump(recipe(seed), sort_keys=False))
-    adaptseg("fit", file, folder, seed)
-    stages = folder / "ensemble" / f"seed{seed}"
     trained = [*MEMBERS, *WEAK, *STUDENTS]
-    for name in trained:
-        if not (stages / name / "test.json").exists():
-            adaptseg("test", file, folder, seed, "--stage", name)
+    stages = run_stages(recipe(seed), runs / TABLE, seed, trained)
     pool = Streets("street", "train")
     truth = {key: torch.from_numpy(pool.labels(key)) for key in pool.keys}
     found = {name: stages / f"predict_{name}" / "predictions" for name in [*MEMBERS, *WEAK]}
@@ -141,14 +129,6 @@ def run_one(seed: int, runs: Path) -> dict[str, Any]:
         "kept_bytes": bytes_kept(stages, len(pool.keys)),
         "commit": json.loads((stages / "student" / "environment.json").read_text())["git"]["commit"],
     }
-
-
-def adaptseg(verb: str, file: Path, runs: Path, seed: int, *more: str) -> None:
-    command = [sys.executable, "-m", "adaptseg.cli", verb, "--config", str(file), "--runs", str(runs)]
-    command += ["--name", f"seed{seed}", "--seed_everything", str(seed), *more]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
 def judged(labels: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -247,7 +227,7 @@ def says(result: dict[str, Any]) -> str:
     chosen, best = (result["policies"][kind]["policy"] for kind in ("all", "oracle"))
     same = sum(chosen[name] == best[name] for name in chosen)
     cost = 100 * (result["labels"]["channel_oracle"]["miou"] - result["labels"]["channel_all"]["miou"])
-    rank = float(spearmanr(*certainty_and_truth(result))[0])
+    rank = spearmanr(*certainty_and_truth(result))[0]
     return (
         f"Seed {result['seed']}: certainty and oracle choose the same member for {same} of {len(chosen)} classes; the "
         f"others cost {cost:.1f} points of the labels' mIoU. Rank correlation of certainty and IoU over classes and "

@@ -13,11 +13,19 @@ candidates are 500 random pixels of each image, of which local herding keeps 10 
 single-stage rows too.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, Column, Row, load, make, parser
+import numpy as np
+from common import REPOSITORY, RESULTS, Column, Row, load, make, parser, result_path, run_folder
 from matplotlib.figure import Figure
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from adaptseg.active.labels import LabelStore
+from adaptseg.classes import VOID, ClassTable
+from adaptseg.data import Folder
+from adaptseg.data.transforms import resized_image, resized_map
 
 TABLE = "low_budget"
 STRATEGIES = {
@@ -116,6 +124,73 @@ def draw_curves(every: list[Row]) -> None:
     figure.savefig(folder / "low_budget.png")
 
 
+# ---- where the pixels lie
+
+SIZE = (128, 128)
+
+
+def keep_places(row: Row, root: str, runs: Path) -> None:
+    """From a run of seed 0 that is at hand: (y, x, class, whether within 2 pixels of a class border) of each pixel that
+    it bought, in one small JSON. The border is the truth's: for analysis alone."""
+    path = RESULTS / f"{TABLE}_places" / result_path(TABLE, row, 0).name
+    folder = run_folder(runs, row, result_path(TABLE, row, 0).stem) / "labels"
+    if path.exists() or not result_path(TABLE, row, 0).exists() or not folder.exists():
+        return
+    store, pool = LabelStore.open(folder), train_images(root)
+    view, places = store.view(store.rounds), []
+    for key in pool.keys:
+        bought = np.argwhere(view.bought(key))
+        if len(bought):
+            border = near_border(resized_map(pool.labels(key), SIZE).numpy())
+            labels = view.labels(key)
+            places += [[int(y), int(x), int(labels[y, x]), int(border[y, x])] for y, x in bought]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"row": row.name, "seed": 0, "places": places}) + "\n")
+
+
+def near_border(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: another class within 2 pixels; void is no class."""
+    shown = labels.astype(np.int32)
+    lowest = minimum_filter(np.where(labels == VOID, 256, shown), 5)
+    return maximum_filter(np.where(labels == VOID, -1, shown), 5) > lowest
+
+
+def train_images(root: str) -> Folder:
+    camvid = Path(root) / "camvid"
+    return Folder(str(camvid), classes="../classes.json", split="splits/train.txt")
+
+
+def draw_places(every: list[Row], root: str) -> None:
+    """All pixels that each strategy bought with seed 0, by class, over the mean training image."""
+    found = [
+        json.loads(p.read_text())
+        for row in every
+        if (p := RESULTS / f"{TABLE}_places" / result_path(TABLE, row, 0).name).exists()
+    ]
+    if not found or not root:
+        return
+    pool = train_images(root)
+    table = pool.class_table
+    mean = np.mean([resized_image(pool.image(key), SIZE).numpy() for key in pool.keys[::8]], 0).transpose(1, 2, 0)
+    columns = 5
+    figure = Figure(figsize=(2.7 * columns, 3.0 * -(-len(found) // columns)), dpi=110, layout="constrained")
+    axes = figure.subplots(-(-len(found) // columns), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, one in zip(axes.flat, found, strict=False):
+        y, x, label, border = np.array(one["places"]).T
+        axis.imshow(0.5 + mean / 510)
+        axis.scatter(x, y, s=9, c=colours(table, label), edgecolors="black", linewidths=0.3)
+        features, _, strategy = one["row"].partition(", ")
+        axis.set_title(f"{features}\n{strategy}\n{100 * border.mean():.0f} % near a border", fontsize=9)
+    figure.savefig(REPOSITORY / "experiments" / "tables" / "pictures" / "low_budget_places.png")
+
+
+def colours(table: ClassTable, labels: np.ndarray) -> np.ndarray:
+    """(n, 3) in 0..1; void black."""
+    return table.colorize(labels.astype(np.uint8)[None])[0] / 255
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--root", default="", help="folder with camvid/ and classes.json")
@@ -125,6 +200,9 @@ def main() -> None:
     every = rows(*(str(Path(path).resolve()) for path in (given.root, given.weights, given.denoiser)))
     make(TABLE, every, COLUMNS, given)
     draw_curves(every)
+    for row in every:
+        keep_places(row, given.root, given.runs)
+    draw_places(every, given.root)
 
 
 if __name__ == "__main__":

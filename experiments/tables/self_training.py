@@ -16,7 +16,16 @@ TABLE = "self_training"
 RARE = ("rider", "traffic light", "bicycle", "truck", "motorcycle")
 """The five classes with the fewest pixels in the labels of the target look's test split, of 120 scenes."""
 HOSTS = {"DACS": "dacs", "DAFormer": "daformer", "MIC": "mic"}
-WEIGHTS = {"": (), " + GBW (channel, 1)": ("gbw",), " + GBW (mean residual, relative 1)": ("gbw_size_free",)}
+OTHERS = {
+    "HRDA": "hrda",
+    "MIC(HRDA)": "mic_hrda",
+    "AdaptSegNet": "adaptsegnet",
+    "AdvEnt": "advent",
+    "MinEnt": "minent",
+    "MIC over AdvEnt": "mic_advent",
+}
+RELEASED = {" + GBW (channel, 1)": ("gbw",)}
+WEIGHTS = {"": (), **RELEASED, " + GBW (mean residual, relative 1)": ("gbw_size_free",)}
 
 
 def row(name: str, recipe: str, *overlays: str) -> Row:
@@ -28,6 +37,11 @@ FLOOR, CEILING = row("source only", "source_only"), row("target supervised", "ta
 ROWS = [
     FLOOR,
     *(row(host + name, recipe, *overlays) for host, recipe in HOSTS.items() for name, overlays in WEIGHTS.items()),
+    *(
+        row(host + name, recipe, *overlays)
+        for host, recipe in OTHERS.items()
+        for name, overlays in {"": (), **RELEASED}.items()
+    ),
     CEILING,
 ]
 

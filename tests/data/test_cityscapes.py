@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adaptseg.classes import CITYSCAPES
 from adaptseg.data.cityscapes import Cityscapes
 from adaptseg.errors import AdaptSegError
 
@@ -58,6 +59,20 @@ def test_reads_images_and_maps_label_ids(root: Path) -> None:
         labels = scenes.labels(key)
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, [[OFFICIAL.get(int(v), 255) for v in row] for row in scene_ids(seed)])
+
+
+def test_three_classes_may_be_void(root: Path) -> None:
+    scenes, key = Cityscapes(str(root), "train", classes=16), KEYS[0]
+    raw, labels = scene_ids(0), scenes.labels(key)
+    absent = np.isin(raw, [22, 27, 31])  # terrain, truck, train
+    whole = Cityscapes(str(root), "train").labels(key)
+    assert absent.any()
+    assert scenes.class_table.num_classes == 16
+    names = np.array([*CITYSCAPES.names, *[""] * 237])
+    np.testing.assert_array_equal(labels == 255, absent | (whole == 255))
+    kept = labels != 255
+    np.testing.assert_array_equal(np.array(scenes.class_table.names)[labels[kept]], names[whole[kept]])
+    assert scenes.identity() != Cityscapes(str(root), "train").identity()
 
 
 def test_instances_keep_official_ids_and_leave_groups_out(root: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptseg.classes import CITYSCAPES
+from adaptseg.classes import CITYSCAPES, CITYSCAPES_16
 from adaptseg.data import Synthia
 from adaptseg.data.synthia import read_wide
 from adaptseg.errors import AdaptSegError
@@ -96,6 +96,35 @@ def test_first_channel_is_the_class_second_the_instance(root: Path, packed: bool
         assert scenes.instances(key).dtype == np.int32
         assert (scenes.image(key) == seed).all()
         assert scenes.size(key) == (H, W)
+
+
+def test_sixteen_classes_fit_the_target_of_sixteen(root: Path) -> None:
+    scenes = Synthia(str(root), classes=16)
+    CITYSCAPES_16.require_same(scenes.class_table, "source")
+    # Train ids of the release, and of the whole table's classes behind them.
+    order = {
+        3: 0,
+        4: 1,
+        2: 2,
+        21: 3,
+        5: 4,
+        7: 5,
+        15: 6,
+        9: 7,
+        6: 8,
+        1: 9,
+        10: 10,
+        17: 11,
+        8: 12,
+        19: 13,
+        12: 14,
+        11: 15,
+    }
+    for seed, key in enumerate(KEYS):
+        ids = annotation(seed)[..., 0].astype(int)
+        np.testing.assert_array_equal(scenes.labels(key), np.vectorize(lambda v: order.get(v, 255))(ids))
+    assert set(scenes.class_table.subsets) == {"13"}
+    assert len(scenes.class_table.subsets["13"]) == 13
 
 
 def test_rewritten_labels_have_another_identity(root: Path) -> None:

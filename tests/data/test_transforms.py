@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.transforms import Geometry, cut, draw_geometry, normalized, resized_image, resized_map
@@ -72,6 +73,17 @@ def test_halving_averages() -> None:
     expected = levels.reshape(-1, 2).mean(1)
     assert (small.float() - torch.from_numpy(expected)).abs().max() <= 40 / 8 + 1  # a triangle of two pixels' radius
     assert torch.equal(small[:, 0], small[:, -1])
+
+
+@pytest.mark.parametrize("size", [(9, 12), (40, 33)])
+def test_bicubic_is_pillows(size: tuple[int, int]) -> None:
+    """RIPU's release resizes pictures by Pillow."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+    found = resized_image(image, size, "bicubic").permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 1  # both round once per axis
+    other = resized_image(image, size).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(other - expected).max() > 5
 
 
 def test_maps_take_the_pixel_under_the_centre() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny import TinySegmenter, tiny_network
 from torch import Tensor, nn
 
-from adaptseg import lightning_cli, networks
+from adaptseg import known_warnings, lightning_cli, networks
 from adaptseg.active import CBDA
 from adaptseg.callbacks.predictions import PredictionWriter
 from adaptseg.callbacks.validation import ValidationTimes
@@ -46,7 +46,7 @@ def _as_on_the_command_line() -> None:
 
 
 def quiet() -> None:
-    lightning_cli._quiet("fit")
+    known_warnings.silence("fit")
     # DomainPair serves the rest of a tick by itself; Lightning only knows loaders with a state.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # no validation set

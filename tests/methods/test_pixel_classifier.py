@@ -14,7 +14,7 @@ from tiny import tiny_network
 from torch import Tensor
 from torch.nn import functional
 
-from adaptseg import lightning_cli
+from adaptseg import known_warnings, lightning_cli
 from adaptseg.active import TwoStageEDALD
 from adaptseg.callbacks.validation import ValidationTimes
 from adaptseg.classes import VOID
@@ -30,7 +30,7 @@ POOL, SOURCE = dict.fromkeys("abcd", SIZE), dict.fromkeys("wxyz", (16, 20))
 
 @pytest.fixture(autouse=True)
 def _as_on_the_command_line() -> None:
-    lightning_cli._quiet("fit")
+    known_warnings.silence("fit")
 
 
 class Watch(Callback):

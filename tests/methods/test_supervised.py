@@ -17,6 +17,7 @@ from adaptseg.data.datasets import PairDataset, View, collate_pair
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods import Supervised
+from adaptseg.networks import Inference
 
 SIZE = (32, 64)
 CLASSES = STREETS.num_classes
@@ -80,12 +81,15 @@ def naive_loss(network: nn.Module, batch: Batch, settings: dict[str, Any]) -> Te
     return total
 
 
-def naive_logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Bilinear by hand: each pixel's centre between the four nearest cells, which are 4 pixels wide."""
+def naive_logits(network: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Bilinear by hand: each pixel's centre between the four nearest cells, which are 4 pixels wide, or whose outer
+    centres are those of the outer pixels."""
     cells = network(images.double()).logits
     for dim in (2, 3):
         count = cells.shape[dim]
-        centre = ((torch.arange(4 * count).double() + 0.5) / 4 - 0.5).clamp(0, count - 1)
+        pixels = torch.arange(4 * count).double()
+        centre = ((pixels + 0.5) / 4 - 0.5).clamp(0, count - 1)
+        centre = (pixels * (count - 1) / (4 * count - 1)).clamp(0, count - 1) if align_corners else centre
         lower = centre.floor().long()
         share = (centre - lower).reshape([-1 if d == dim else 1 for d in range(4)])
         upper = (lower + 1).clamp(max=count - 1)
@@ -160,6 +164,20 @@ def test_loss_and_gradient_equal_the_naive_ones(batch: Batch, settings: dict[str
         # Boundary consistency's slope jumps where a probability equals its neighbours' mean: rounding decides there.
         slack = 1e-3 if settings.get("consistency_weight") else 1e-4
         torch.testing.assert_close(computed.grad.double(), naive.grad, rtol=1e-3, atol=slack * scale + 1e-9)
+
+
+def test_training_has_the_geometry_of_inference(batch: Batch) -> None:
+    supervised = method(inference=Inference(align_corners=True))
+    assert batch.source is not None
+    found = supervised.step(Batch(batch.source, None)).loss.detach()
+    reference = copy.deepcopy(supervised.student).double()
+    with torch.no_grad():
+        aligned, centred = (
+            naive_cross_entropy(naive_logits(reference, batch.source.image, align_corners=a), batch.source.labels, 1)
+            for a in (True, False)
+        )
+    torch.testing.assert_close(found.double(), aligned, rtol=1e-5, atol=1e-6)
+    assert abs(found - centred) > 1e-3
 
 
 def test_logs_name_the_unweighted_terms(batch: Batch) -> None:

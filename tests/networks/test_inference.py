@@ -67,6 +67,18 @@ def test_whole_image_is_upsampled_before_the_softmax() -> None:
     torch.testing.assert_close(aligned, expected)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_stepwise_goes_by_way_of_the_input_size(align_corners: bool) -> None:
+    segmenter, images = Stub(), torch.randn(2, 3, 12, 18) * 5
+    inference = Inference(stepwise=True, align_corners=align_corners)
+    found = predict_probabilities(segmenter, images, size=(24, 30), inference=inference)
+    first = F.interpolate(segmenter(images).logits, (12, 18), mode="bilinear", align_corners=align_corners)
+    second = F.interpolate(first, (24, 30), mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(found, second.softmax(1))
+    at_once = predict_probabilities(segmenter, images, size=(24, 30), inference=Inference(align_corners=align_corners))
+    assert (found - at_once).abs().max() > 0.01
+
+
 def test_flip_averages_probabilities() -> None:
     segmenter, images = Stub(), torch.randn(2, 3, 12, 18) * 5
     found = predict_probabilities(segmenter, images, size=(24, 30), inference=Inference(flip=True))

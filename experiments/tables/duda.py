@@ -1,0 +1,227 @@
+"""DUDA on Streets: what a small network gains from a large one, at equal numbers of its own steps.
+
+    python experiments/tables/duda.py --seeds 0 1 2 [--rows direct "stage 1"]
+
+Every row trains the small network for 1,200 steps in all; large networks that a row starts from get 1,200 of their own,
+as every teacher does. Judged on the test split of the target look. `--rows` runs only what those rows need.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_into_readme
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from self_training import RARE
+
+from adaptseg import networks
+from adaptseg.data import Streets
+from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.data.transforms import normalized, resized_image
+from adaptseg.export import costs
+from adaptseg.metrics import SegmentationMetrics
+from adaptseg.networks import Inference, predict_probabilities
+
+TABLE = "duda"
+STEPS, FINAL = 1200, 300
+"""Steps of the small network in every row, and how many of them are stage 2, where there is one."""
+SIZE = (128, 256)
+NETWORKS = {
+    "small": {"encoder": "tu-mobilenetv3_small_050", "decoder_channels": 64},
+    "large": {"encoder": "tu-mobilenetv3_large_100", "decoder_channels": 128},
+}
+
+
+def training(name: str, config: str, steps: int, flags: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A stage that trains."""
+    return {"name": name, "config": config, "flags": {"trainer.max_steps": steps, **(flags or {})}}
+
+
+def host(name: str, size: str) -> dict[str, Any]:
+    """MIC on one network alone."""
+    return training(name, "mic.yaml", STEPS, {f"model.network.{key}": value for key, value in NETWORKS[size].items()})
+
+
+def second(
+    name: str,
+    teachers: list[dict[str, str]],
+    steps: int,
+    weights: dict[str, Any] | None,
+    start: str | None,
+    lr: float = 1e-3,
+) -> dict[str, Any]:
+    """A training of the small network by frozen teachers; from `start`, None = from scratch."""
+    begin = {"from_scratch": True, "init_from": None} if start is None else {"init_from": start}
+    model = {"init_args": {"teachers": teachers, "class_weights": weights, **begin}}
+    return {**training(name, "duda/stage2.yaml", steps, {"model.optimization.lr": lr}), "recipe": {"model": model}}
+
+
+def recipe(seed: int) -> dict[str, Any]:
+    """All stages of one seed; the small network of each is the one of DUDA's recipes."""
+    finished = {"checkpoint": "{stage:large}"}
+    first = {"checkpoint": "{stage:first}"}
+    measured = {
+        "class_path": "MeasureInconsistency",
+        "init_args": {"run": "{stage:first}", "divergence": True},
+    }
+    ramp, continued = [STEPS // 8, STEPS // 2], {"model.large_from": "{stage:large}"}
+    kinds = {
+        f"balanced_{kind}": {
+            "class_path": "InconsistencyWeights",
+            "init_args": {"measurement": "{stage:measured}/inconsistency.json", "kind": kind},
+        }
+        for kind in ("iou", "recall", "kl")
+    }
+    weights = {"plain": None, **kinds, "gbw": {"class_path": "GBW"}}
+    return {
+        "stages": [
+            host("direct", "small"),
+            host("large", "large"),
+            second("afterwards", [finished], STEPS, None, None, lr=3e-3),
+            training("online", "duda_stage1.yaml", STEPS),
+            training("ramp", "duda_stage1.yaml", STEPS, {"model.distillation": {"gradual": "ramp", "ramp": ramp}}),
+            training("chain", "duda_stage1.yaml", STEPS, {"model.distillation": {"gradual": "chain"}, **continued}),
+            training("two_teachers", "duda_stage1.yaml", STEPS, {"model.teachers": [finished]}),
+            training("first", "duda_stage1.yaml", STEPS - FINAL),
+            {"name": "measured", "config": "duda_stage1.yaml", "recipe": {"job": measured}},
+            *(second(name, [first], FINAL, kind, "{stage:first}") for name, kind in weights.items()),
+            second("balanced_two_teachers", [first, finished], FINAL, kinds["balanced_iou"], "{stage:first}"),
+        ]
+    }  # fmt: skip
+
+
+ROWS = [
+    Row("direct: MIC on the small network", ("direct",)),
+    Row("the large network alone (MIC)", ("large",)),
+    Row("distilled from the finished large network", ("afterwards",)),
+    Row("stage 1, online", ("online",)),
+    Row("stage 1, ramp", ("ramp",)),
+    Row("stage 1, chain from the finished large network", ("chain",)),
+    Row("stage 1, with the finished large network as second teacher", ("two_teachers",)),
+    Row("stage 1 + stage 2, no weights", ("plain",)),
+    Row("stage 1 + stage 2, balanced by IoU", ("balanced_iou",)),
+    Row("stage 1 + stage 2, balanced by recall", ("balanced_recall",)),
+    Row("stage 1 + stage 2, balanced by KL", ("balanced_kl",)),
+    Row("stage 1 + stage 2, GBW (channel, 1)", ("gbw",)),
+    Row("stage 1 + stage 2, balanced by IoU, two teachers", ("balanced_two_teachers",)),
+]
+
+
+def needed(every: list[dict[str, Any]], wanted: list[str]) -> list[dict[str, Any]]:
+    """The stages that some stages stand on, themselves included, in order."""
+    named = {stage["name"]: stage for stage in every}
+    found: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            wanted += re.findall(r"\{stage:(\w+)\}", json.dumps(named[name]))
+    return [stage for stage in every if stage["name"] in found]
+
+
+def run_one(seed: int, names: list[str], runs: Path) -> None:
+    """Run what these rows need and keep one JSON for each."""
+    stages = run_stages({"stages": needed(recipe(seed)["stages"], list(names))}, runs / TABLE, seed, names)
+    for name in names:
+        test, fit = (json.loads((stages / name / file).read_text()) for file in ("test.json", "result.json"))
+        environment = json.loads((stages / name / "environment.json").read_text())
+        found: dict[str, Any] = {
+            "table": TABLE, "row": name, "seed": seed, "seconds": fit["seconds"],
+            "commit": environment["git"]["commit"],
+            "test": {key: value for key, value in test.items() if key != "checkpoint"},
+            "costs": costs(networks.load(stages / name).eval(), SIZE),
+        }  # fmt: skip
+        if name == "balanced_iou":
+            measured = json.loads((stages / "measured" / "inconsistency.json").read_text())["inconsistency"]
+            found["claim"] = {"inconsistency": measured, "gap": true_gap(stages / "first")}
+        path(name, seed).parent.mkdir(parents=True, exist_ok=True)
+        path(name, seed).write_text(json.dumps(found, indent=1) + "\n")
+
+
+@torch.no_grad()
+def true_gap(run: Path) -> list[float | None]:
+    """How far the small network's IoU lies below the large one's, for each class, on the target training images: what
+    inconsistency, which sees no truth, is claimed to tell (the paper's figure 4a). For analysis alone."""
+    pool = Streets("street", "train")
+    scores = []
+    for name in ("teacher", "student"):
+        segmenter, metrics = networks.load(run, name).eval(), SegmentationMetrics(pool.class_table)
+        for key in pool.keys:
+            image = normalized(resized_image(pool.image(key), None), IMAGENET_MEAN, IMAGENET_STD)[None]
+            said = predict_probabilities(segmenter, image, size=pool.size(key), inference=Inference())
+            metrics.update(said.argmax(1), torch.from_numpy(pool.labels(key))[None])
+        scores.append(metrics.compute()["iou"])
+    return [None if gap != gap else gap for gap in (scores[0] - scores[1]).tolist()]
+
+
+def path(name: str, seed: int) -> Path:
+    return RESULTS / TABLE / f"{name}_seed{seed}.json"
+
+
+def results(row: Row) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / TABLE).glob(f"{row.flags[0]}_seed*.json"))]
+
+
+COLUMNS = [
+    Column("mIoU", lambda r: 100 * r["test"]["miou"]),
+    Column("IoU, five rarest", lambda r: 100 * mean(r["test"]["iou"][name] for name in RARE)),
+    Column("worst class", lambda r: min(r["test"]["iou"], key=r["test"]["iou"].get)),
+    Column("its IoU", lambda r: 100 * r["test"]["worst"]),
+    Column("parameters, M", lambda r: r["costs"]["parameters"] / 1e6, "{:.2f}"),
+    Column("multiply-adds at 128x256, G", lambda r: r["costs"]["multiply_adds"] / 1e9, "{:.2f}"),
+    Column("CPU ms per image", lambda r: 1e3 * r["costs"]["seconds"], "{:.0f}"),
+    Column("training, s", lambda r: r["seconds"], "{:.0f}"),
+]
+
+
+def claims() -> list[dict[str, Any]]:
+    """Results that hold inconsistency and the true gap."""
+    return [result for row in ROWS for result in results(row) if "claim" in result]
+
+
+def points(result: dict[str, Any], kind: str) -> tuple[list[float], list[float]]:
+    """Inconsistency and gap in points of IoU, for each class that has both."""
+    pairs = zip(result["claim"]["inconsistency"][kind], result["claim"]["gap"], strict=True)
+    kept = [(x, 100 * y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def says(result: dict[str, Any]) -> str:
+    kinds = result["claim"]["inconsistency"]
+    ranks = ", ".join(f"{kind} {spearmanr(*points(result, kind))[0]:.2f}" for kind in kinds)
+    return f"Seed {result['seed']}: rank correlation over classes of inconsistency and the true gap in IoU: {ranks}."
+
+
+def draw(every: list[dict[str, Any]]) -> None:
+    """Inconsistency against the true gap, a panel for each kind."""
+    kinds = list(every[0]["claim"]["inconsistency"])
+    figure = Figure(figsize=(3.6 * len(kinds), 3.4), dpi=110, layout="constrained")
+    for axis, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds, strict=True):
+        for result in every:
+            axis.scatter(*points(result, kind), s=16, alpha=0.7, label=f"seed {result['seed']}")
+        axis.set(xlabel=f"inconsistency ({kind})", ylabel="large minus small, points of IoU")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(REPOSITORY / "experiments" / "tables" / "pictures" / "duda_inconsistency.png")
+
+
+def main() -> None:
+    given = parser(__doc__).parse_args()
+    chosen = [row for row in ROWS if not given.rows or any(part in row.name for part in given.rows)]
+    for seed in [] if given.print else given.seeds:
+        if missing := [row.flags[0] for row in chosen if not path(row.flags[0], seed).exists()]:
+            run_one(seed, missing, given.runs)
+    found = claims()
+    write_into_readme(TABLE, "\n\n".join([markdown(ROWS, COLUMNS, results), *map(says, found)]))
+    if found:
+        draw(found)
+
+
+if __name__ == "__main__":
+    main()
