@@ -54,6 +54,7 @@ class CBDA(Acquisition):
             before the first step.
         shares: share of the budget of each round, summing to 1; null = equal.
         score: what makes a pixel worth buying.
+        first_round: `scored`, or `random` = by chance, whatever the score, since the network knows nothing (PixelPick).
         mode: of the score `ripu`: `region` (RA) or `pixel` (PA).
         radius: k of the score's window and, for regions, of the square that is bought (side 2k + 1); RA: 1, PA: 32.
         unit: buy the (2k + 1)-sided square round a pick, clipped at the border, or the picked pixel alone.
@@ -85,6 +86,7 @@ class CBDA(Acquisition):
         schedule: Literal["original", "spread", "source_free"] | list[float] = "spread",
         shares: list[float] | None = None,
         score: Literal["random", "entropy", "margin", "least_confidence", "ripu"] = "ripu",
+        first_round: Literal["scored", "random"] = "scored",
         mode: Literal["region", "pixel"] = "region",
         radius: int = 1,
         unit: Literal["region", "pixel"] = "region",
@@ -106,7 +108,7 @@ class CBDA(Acquisition):
         self.budget, self.budget_unit = budget, budget_unit
         self.schedule = list(SCHEDULES[schedule]) if isinstance(schedule, str) else schedule
         self.shares = [1 / len(self.schedule) for _ in self.schedule] if shares is None else shares
-        self.score, self.radius = score, radius
+        self.score, self.first_round, self.radius = score, first_round, radius
         self.mode: Literal["region", "pixel"] = mode
         self.unit, self.selection, self.rounding = unit, selection, rounding
         self.side = 2 * radius + 1 if unit == "region" else 1
@@ -140,6 +142,9 @@ class CBDA(Acquisition):
             f"active.max_share_per_image is {self.max_share_per_image}; a share in (0, 1] is expected": (
                 not 0 < self.max_share_per_image <= 1
             ),
+            "active.first_round is random, but active.score is random in every round already": (
+                self.first_round == self.score
+            ),
             "active.rounding is ceil, which belongs to active.selection: image": (
                 self.rounding == "ceil" and self.selection == "pool"
             ),
@@ -150,8 +155,8 @@ class CBDA(Acquisition):
 
     def settings(self) -> dict[str, Any]:
         names = (
-            "budget budget_unit schedule shares score mode radius unit suppress_radius selection rounding balance "
-            "class_target epsilon weight_by max_share_per_image forbid_void"
+            "budget budget_unit schedule shares score first_round mode radius unit suppress_radius selection rounding "
+            "balance class_target epsilon weight_by max_share_per_image forbid_void"
         )
         read = None if self.inference is None else dataclasses.asdict(self.inference)
         return {**{name: getattr(self, name) for name in names.split()}, "inference": read}
@@ -310,7 +315,7 @@ class CBDA(Acquisition):
         return balancing.class_balance_weights(counts, target, self.epsilon)
 
     def _score(self, key: str, probabilities: Tensor) -> Tensor:
-        match self.score:
+        match "random" if self.round == 0 and self.first_round == "random" else self.score:
             case "random":
                 size = (probabilities.shape[-2], probabilities.shape[-1])
                 return scores.random_score(size, seed=self.seed, round=self.round, key=key)
