@@ -94,6 +94,8 @@ class Supervised(Method):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.fresh_rounds:  # a checkpoint is read after this
+            if all(getattr(callback, "state_key", None) != "active" for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                raise AdaptSegError("model.fresh_rounds is about rounds of bought labels; give an `active:` block")
             self._first = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
 
     def on_labels_bought(self, round: int) -> None:

@@ -96,7 +96,7 @@ def test_missing_and_broken_files_are_named(archive: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(AdaptSegError, match=r"ADE_0.npy is no readable NumPy array"):
         ADEBedroom(str(archive), "train").labels("ADE_0")
-    np.savez(path, path)
+    np.savez(path, np.zeros(1))
     path.with_name("ADE_0.npy.npz").rename(path)
     with pytest.raises(AdaptSegError, match=r"ADE_0.npy holds an archive of arrays"):
         ADEBedroom(str(archive), "train").labels("ADE_0")

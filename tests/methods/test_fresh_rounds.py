@@ -16,6 +16,7 @@ from adaptseg import lightning_cli
 from adaptseg.active import CBDA
 from adaptseg.classes import STREETS
 from adaptseg.data import DomainPair, Streets
+from adaptseg.errors import AdaptSegError
 from adaptseg.methods import Optimization, Supervised
 
 ROUNDS, LENGTH = 3, 4
@@ -93,6 +94,16 @@ def test_every_round_begins_with_the_first_weights_rates_and_no_memory(tmp_path:
     ]
     assert watch.rates == pytest.approx(ROUNDS * ([1e-2] * 2 + [1e-3] * 2))
     assert [step for step, memory in enumerate(watch.remembered) if not memory] == starts
+
+
+def test_without_rounds_there_is_nothing_to_start_anew(tmp_path: Path) -> None:
+    method = Supervised(network=tiny_network, class_table=STREETS, fresh_rounds=True)
+    data = DomainPair(target=Streets(look="street", split="train", count=2, size=(32, 64)), workers=0)
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    )
+    with pytest.raises(AdaptSegError, match=r"model.fresh_rounds is about rounds of bought labels; give an `active:`"):
+        trainer.fit(method, datamodule=data)
 
 
 def test_otherwise_training_goes_on(tmp_path: Path) -> None:
