@@ -26,6 +26,7 @@ from adaptseg.active.oracles import Oracle
 from adaptseg.active.regions import dilate, squares
 from adaptseg.active.rounds import Acquisition, Snapshot, probabilities_of, tracked
 from adaptseg.active.selection import GlobalSelector, select_regions
+from adaptseg.active.stopping import Stopping
 from adaptseg.console import say
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
@@ -75,6 +76,7 @@ class CBDA(Acquisition):
             true}.
         oracle: who answers; default: ground truth.
         scratch: folder for score maps; default: the run directory.
+        stop: rules that end buying before the schedule does; null = none.
         seed: filled in from `seed_everything`.
     """
 
@@ -102,9 +104,10 @@ class CBDA(Acquisition):
         inference: Inference | None = None,
         oracle: Oracle | None = None,
         scratch: str | None = None,
+        stop: Stopping | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(oracle=oracle, scratch=scratch, seed=seed)
+        super().__init__(oracle=oracle, scratch=scratch, stop=stop, seed=seed)
         self.budget, self.budget_unit = budget, budget_unit
         self.schedule = list(SCHEDULES[schedule]) if isinstance(schedule, str) else schedule
         self.shares = [1 / len(self.schedule) for _ in self.schedule] if shares is None else shares
@@ -201,6 +204,10 @@ class CBDA(Acquisition):
                 "active.unit: pixel"
             )
 
+    def planned(self, sizes: dict[str, tuple[int, int]], round: int) -> int:
+        total = self.total_budget(sum(math.prod(size) for size in sizes.values()), len(sizes))
+        return math.floor(total * math.fsum(self.shares[:round]) + 1e-6)
+
     def scratch_bytes(self, sizes: dict[str, tuple[int, int]]) -> int:
         pixels = sum(math.prod(size) for size in sizes.values())
         bits = pixels // 8 + 129 * len(sizes)  # the query itself: packed, with a header and a last byte per image
@@ -295,6 +302,8 @@ class CBDA(Acquisition):
             key = batch.keys[0]
             probabilities = probabilities_of(module, batch.image, self.store.sizes[key], self.inference)
             predicted = likeliest(probabilities, 0)
+            if self.stop_set is not None:
+                self.stop_set.note(key, predicted[tuple(self.stop_set.positions(key).T)])
             score = self._weighted(self._score(key, probabilities), predicted, weights).cpu()
             if key in watched:
                 self.snapshots[key] = Snapshot(predicted.cpu().numpy(), score.numpy())

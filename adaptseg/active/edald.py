@@ -35,6 +35,7 @@ from adaptseg.active.points import Points, announced, best, best_rows, merged
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import Acquisition, final_scores, tracked
 from adaptseg.active.scores import random_score
+from adaptseg.active.stopping import Stopping, StopSet
 from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.feature_bank import fixed_sample
@@ -73,6 +74,7 @@ class TwoStageEDALD(Acquisition):
             real life.
         oracle: who answers; default: ground truth.
         scratch: folder for the query of a round; default: the run directory.
+        stop: rules that end buying before the schedule does; null = none. Its `agreement` reads each image once more.
         seed: filled in from `seed_everything`.
     """
 
@@ -97,9 +99,10 @@ class TwoStageEDALD(Acquisition):
         forbid_void: bool = False,
         oracle: Oracle | None = None,
         scratch: str | None = None,
+        stop: Stopping | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(oracle=oracle, scratch=scratch, seed=seed)
+        super().__init__(oracle=oracle, scratch=scratch, stop=stop, seed=seed)
         self.budget, self.budget_unit, self.number_of_rounds = budget, budget_unit, rounds
         self.stages: list[Stage] = ["local", "global", "score"] if stages is None else stages
         self.first_round, self.candidates, self.local_picks, self.keep = first_round, candidates, local_picks, keep
@@ -159,8 +162,8 @@ class TwoStageEDALD(Acquisition):
 
     @property
     def judged_in_rounds(self) -> bool:
-        """No: reading an image costs passes of a large network, which the heads of all rounds share at the end."""
-        return False
+        """Only if `stop` needs it: reading images is costly, and the heads of all rounds share it at the end."""
+        return self.stop is not None and self.stop.needs_scores
 
     def round_steps(self, max_steps: int, tick: int) -> list[int]:
         """0, then equal parts of max_steps."""
@@ -181,8 +184,11 @@ class TwoStageEDALD(Acquisition):
         }
         return round(self.budget * units[self.budget_unit] / self.rounds)
 
+    def planned(self, sizes: dict[str, tuple[int, int]], round: int) -> int:
+        return self.per_round(sizes) * round
+
     def check_budget(self, sizes: dict[str, tuple[int, int]]) -> None:
-        wanted = self.per_round(sizes) * self.rounds
+        wanted = self.planned(sizes, self.rounds)
         offered = sum(min(math.prod(size), self.candidates or math.inf) for size in sizes.values())
         if not 0 < wanted <= offered:
             raise AdaptSegError(
@@ -226,6 +232,8 @@ class TwoStageEDALD(Acquisition):
         if "score" in stages:
             left = self._best(trainer, method, left, score, count)
         assert left is not None
+        if self.round and self.stop_set is not None:
+            self._note_predictions(trainer, method, self.stop_set)
         if len(left) < count and trainer.is_global_zero:
             warnings.warn(
                 f"round {self.round + 1}: {len(left)} candidates for {count} pixels; all are bought", stacklevel=2
@@ -236,6 +244,11 @@ class TwoStageEDALD(Acquisition):
             wanted = np.zeros(height * width, bool)
             wanted[left.of_image(index)] = True
             yield self._keys[index], wanted.reshape(height, width)
+
+    def _note_predictions(self, trainer: Trainer, method: PointPredictor, stop_set: StopSet) -> None:
+        for index in tracked(trainer, self._mine, f"round {self.round + 1}: reading the stop set"):
+            yx = stop_set.positions(key := self._keys[index])
+            stop_set.note(key, method.probabilities_at(method.pool_features.at(key, yx)).argmax(1))
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {key: (height, width) for key, (height, width) in self.store.sizes.items()}
@@ -340,7 +353,7 @@ class TwoStageEDALD(Acquisition):
         return value
 
     def _class_weights(self, trainer: Trainer) -> Tensor:
-        total = self.per_round(self._sizes()) * self.rounds
+        total = self.planned(self._sizes(), self.rounds)
         classes = pair_of(trainer).num_classes
         target = balancing.class_budget(total, classes, round=self.round + 1, rounds=self.rounds)
         return balancing.class_balance_weights(

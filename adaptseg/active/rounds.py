@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptseg import storage
+from adaptseg.active.advice import learning_curve
 from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
 from adaptseg.active.oracles import GroundTruth, Oracle
+from adaptseg.active.stopping import Progress, Stopping, StopSet, cohens_kappa
 from adaptseg.data.pair import pair_of
 from adaptseg.distributed import all_reduce_sum, barrier
 from adaptseg.errors import AdaptSegError
@@ -38,22 +40,27 @@ class Snapshot(NamedTuple):
 class Acquisition(Callback, ABC):
     """Base of every acquisition: fires at the end of the ticks that `round_steps` names, or before the first step (0).
 
-    State: round number, checksum of its query and the table of rounds, in the checkpoint (`state_dict`); the labels
-    themselves in `<run>/labels`. A label store that is ahead of the checkpoint (a kill between the two) is ignored
-    until the round is redone; one that is behind it raises.
+    State: round number, checksum of its query, the table of rounds, whether and why buying ended, and what the network
+    said of the stop set, in the checkpoint (`state_dict`); the labels themselves in `<run>/labels`. A label store that
+    is ahead of the checkpoint (a kill between the two) is ignored until the round is redone; one that is behind it
+    raises.
 
     Args:
         oracle: who answers a query; default: the pool's ground truth.
         scratch: folder for score maps during a round (4 bytes a pool pixel at most); default: inside the run directory.
+        stop: rules that end buying before the schedule does; null = none.
         seed: filled in from `seed_everything`.
     """
 
-    def __init__(self, *, oracle: Oracle | None, scratch: str | None, seed: int) -> None:
+    def __init__(self, *, oracle: Oracle | None, scratch: str | None, stop: Stopping | None, seed: int) -> None:
         self.oracle = oracle or GroundTruth()
-        self.scratch, self.seed = scratch, seed
+        self.scratch, self.stop, self.seed = scratch, stop, seed
         self.round = 0
         self.checksum = ""
         self.history: list[dict[str, Any]] = []
+        self.stopped: dict[str, Any] | None = None
+        self.said: Tensor | None = None
+        self.stop_set: StopSet | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self.store: LabelStore
 
@@ -73,8 +80,15 @@ class Acquisition(Callback, ABC):
         """Raise AdaptSegError if the budget buys nothing from a pool of these (H, W)."""
 
     @abstractmethod
+    def planned(self, sizes: dict[str, tuple[int, int]], round: int) -> int:
+        """Pixels that rounds 1..`round` buy together from a pool of these (H, W), if it has them."""
+
+    @abstractmethod
     def query(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """This rank's share of the next round: (key, pixels to buy (H, W) bool). Every rank iterates it to its end."""
+        """This rank's share of the next round: (key, pixels to buy (H, W) bool). Every rank iterates it to its end.
+
+        Once the network has learned something, the `stop_set`, if there is one, is told what it says of each image.
+        """
 
     @abstractmethod
     def scratch_bytes(self, sizes: dict[str, tuple[int, int]]) -> int:
@@ -93,11 +107,13 @@ class Acquisition(Callback, ABC):
     # ---- Lightning's hooks
 
     def state_dict(self) -> dict[str, Any]:
-        return {"round": self.round, "checksum": self.checksum, "history": self.history}
+        names = ("round", "checksum", "history", "stopped", "said")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.round, self.checksum = state_dict["round"], state_dict["checksum"]
         self.history = list(state_dict["history"])
+        self.stopped, self.said = state_dict.get("stopped"), state_dict.get("said")
 
     @property
     def state_key(self) -> str:
@@ -123,12 +139,20 @@ class Acquisition(Callback, ABC):
             )
         sizes = {key: data.pool_grid(key) for key in data.pool.keys}
         self.check_budget(sizes)
+        if self.stop is not None:
+            self._check_stop(self.stop, sizes, is_judged=data.val is not None)
         with storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round"):
             pass  # too little disk is known now, not at the first round
         if trainer.is_global_zero:
             LabelStore.create(Path(trainer.default_root_dir) / "labels", sizes, data.class_table)
         trainer.strategy.barrier("label store created")
         self.store = LabelStore.open(Path(trainer.default_root_dir) / "labels")
+
+    def _check_stop(self, stop: Stopping, sizes: dict[str, tuple[int, int]], *, is_judged: bool) -> None:
+        planned = [self.planned(sizes, number) for number in range(1, self.rounds + 1)]
+        pool = sum(math.prod(size) for size in sizes.values())
+        stop.check(planned, pool, is_judged=is_judged, begins_untrained=self.fire_at[0] == 0)
+        self.stop_set = None if stop.agreement is None else StopSet(sizes, stop.sample)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.round > self.store.rounds:
@@ -145,6 +169,7 @@ class Acquisition(Callback, ABC):
             pair_of(trainer).bought = self.store.view(self.round)
         if self.is_due(0):
             self._acquire(trainer, pl_module)
+        self._end_run_if_stopped(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step and self.is_due(trainer.global_step):
@@ -155,7 +180,7 @@ class Acquisition(Callback, ABC):
 
     def is_due(self, step: int) -> bool:
         """Whether a round fires once `step` optimiser steps are done."""
-        return self.round < len(self.fire_at) and step >= self.fire_at[self.round]
+        return self.stopped is None and self.round < len(self.fire_at) and step >= self.fire_at[self.round]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.is_due(trainer.global_step):
@@ -164,42 +189,78 @@ class Acquisition(Callback, ABC):
     # ---- one round
 
     def _acquire(self, trainer: Trainer, module: LightningModule) -> None:
-        """Buy one round. Leaves modes, gradients and random state of the training as they were."""
+        """Buy one round, unless a rule ends buying. Leaves modes, gradients and random state of the training alone."""
         was_training = [m for m in module.modules() if m.training]
         devices = [module.device] if module.device.type == "cuda" else []
         module.eval()
         sizes = {key: (height, width) for key, (height, width) in self.store.sizes.items()}
         space = storage.scratch(self._scratch_folder(trainer), self.scratch_bytes(sizes), "the maps of one round")
         with torch.no_grad(), torch.random.fork_rng(devices), space as folder:
-            checksum = self._spool_query(trainer, module, folder)
-            if self.store.matches(self.round + 1, checksum):
-                totals = None  # bought before a kill; the answers are still valid
+            checksum, wanted = self._spool_query(trainer, module, folder)
+            agreement = self._agreement()
+            self._judge_stop(trainer, wanted, agreement)
+            if self.stopped is not None or self.store.matches(self.round + 1, checksum):
+                totals = None  # the latter: bought before a kill; the answers are still valid
             else:
                 totals = self._ask(self.round + 1, folder, checksum, trainer.is_global_zero)
         for m in was_training:
             m.training = True
+        if self.stopped is not None:
+            self._end_run_if_stopped(trainer)
+            return
         self.round, self.checksum = self.round + 1, checksum
         if totals is not None:
             self.store = LabelStore.open(self.store.folder)
         pair_of(trainer).bought = self.store.view(self.round)
-        self.history.append(self._row(trainer))
+        self.history.append(self._row(trainer, agreement))
         if (told := getattr(module, "on_labels_bought", None)) is not None:
             told(self.round)
 
-    def _spool_query(self, trainer: Trainer, module: LightningModule, folder: Path) -> str:
-        """Write this rank's query, one bit a pixel, and return the checksum of the query of all ranks.
+    def _spool_query(self, trainer: Trainer, module: LightningModule, folder: Path) -> tuple[str, int]:
+        """Write this rank's query, one bit a pixel, and return checksum and pixels of the query of all ranks.
 
         The query must be complete, and compared with what the store already holds, before anyone is asked.
         """
-        total = 0
+        total = pixels = 0
         self._spooled: list[str] = []
         for key, wanted in self.query(trainer, module, folder):
             if wanted.any():
                 np.save(folder / f"query{len(self._spooled)}.npy", np.packbits(wanted))
                 self._spooled.append(key)
                 total += query_checksum([(key, np.argwhere(wanted))])
-        everywhere = all_reduce_sum(np.array([total % 2**63], np.int64))  # wraps at 2**64, of which 2**63 is a divisor
-        return format_checksum(int(everywhere[0]) % 2**63)
+                pixels += int(wanted.sum())
+        # Sums wrap at 2**64, of which 2**63 is a divisor.
+        checksum, pixels = all_reduce_sum(np.array([total % 2**63, pixels], np.int64)).tolist()
+        return format_checksum(checksum % 2**63), pixels
+
+    def _agreement(self) -> float | None:
+        """Kappa of what the network says of the stop set now and said a round ago, if it did."""
+        said = None if self.stop_set is None else self.stop_set.collect()
+        if said is None:
+            return None
+        before, self.said = self.said, said
+        return None if before is None else cohens_kappa(before, said)
+
+    def _judge_stop(self, trainer: Trainer, wanted: int, agreement: float | None) -> None:
+        """Note in `stopped` that buying ends, and why, if a rule says so."""
+        if self.stop is None:
+            return
+        spent, pool = self.store.spent(self.round), self._pool_pixels()
+        shares, miou = learning_curve(self.history)
+        if (now := final_scores(trainer).get("miou")) is not None:
+            shares, miou = [*shares, spent / pool], [*miou, now]
+        agreements = [row.get("agreement") for row in self.history] + [agreement]
+        known = [value for value in agreements if value is not None]
+        why = self.stop.verdict(Progress(spent, wanted, pool, (shares, miou), known))
+        if why is not None:
+            books = {"round": self.round, "step": trainer.global_step, "then": self.stop.then}
+            self.stopped, self.snapshots = {**books, "reason": why}, {}
+
+    def _end_run_if_stopped(self, trainer: Trainer) -> None:
+        """Make the step at which buying ended the run's last, if it is to be: then everything that a run does at its
+        end happens now, also after a resume."""
+        if self.stopped is not None and self.stopped["then"] == "end":
+            trainer.fit_loop.epoch_loop.max_steps = self.stopped["step"]
 
     def _ask(self, round: int, folder: Path, checksum: str, is_global_zero: bool) -> RoundTotals:
         barrier()  # other ranks may still be comparing their query with the manifests that `prepare` moves
@@ -223,7 +284,7 @@ class Acquisition(Callback, ABC):
             wanted = bits.reshape(height, width).astype(bool)
             yield key, self.oracle.answer(key, wanted), wanted
 
-    def _row(self, trainer: Trainer) -> dict[str, Any]:
+    def _row(self, trainer: Trainer, agreement: float | None) -> dict[str, Any]:
         """A row of the table of rounds; mIoU is that of the network that chose the pixels, before it saw them."""
         return {
             "round": self.round,
@@ -231,10 +292,14 @@ class Acquisition(Callback, ABC):
             "spent_before": self.store.spent(self.round - 1),
             "spent": self.store.spent(self.round),
             "void": self.store.void(self.round),
-            "pool_pixels": sum(math.prod(size) for size in self.store.sizes.values()),
+            "pool_pixels": self._pool_pixels(),
             "balance": label_balance_entropy(torch.from_numpy(self.store.class_counts(self.round))),
+            **({} if agreement is None else {"agreement": agreement}),
             **final_scores(trainer),
         }
+
+    def _pool_pixels(self) -> int:
+        return sum(math.prod(size) for size in self.store.sizes.values())
 
     def _scratch_folder(self, trainer: Trainer) -> Path:
         return Path(self.scratch or trainer.default_root_dir)

@@ -14,6 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from adaptseg.active.advice import expected_gain, learning_curve
 from adaptseg.active.rounds import Acquisition
 from adaptseg.callbacks.curves import class_weight_curves
 from adaptseg.callbacks.report import Report
@@ -125,13 +126,19 @@ def _grid(titles: list[str], rows: list[list[Picture]]) -> Figure:
 
 
 def _curve(history: list[dict[str, Any]], final_miou: float) -> Figure:
-    """mIoU of the network over the share of the pool that it had been shown."""
-    pool = history[0]["pool_pixels"]
-    spent = [row["spent_before"] / pool for row in history] + [history[-1]["spent"] / pool]
-    miou = [row.get("miou", np.nan) for row in history] + [final_miou]
+    """mIoU of the network over the share of the pool that it had been shown, and where half as much more would lead."""
+    spent, miou = learning_curve(history, final_miou)
     figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
     axis = figure.subplots()
     axis.plot([100 * share for share in spent], [100 * value for value in miou], marker="o")
+    beyond = np.linspace(0, min(spent[-1] / 2, 1 - spent[-1]), 9)[1:]
+    gains = [expected_gain(spent, miou, further=float(share)) for share in beyond] if beyond[-1] > 0 else []
+    if known := [gain for gain in gains if gain is not None]:
+        shares = 100 * (spent[-1] + np.array([0, *beyond]))
+        middle, low, high = 100 * (miou[-1] + np.array([(0, 0, 0), *known]).T)
+        axis.plot(shares, middle, linestyle="--", color="C0")
+        axis.fill_between(shares, low, high, alpha=0.2, color="C0", linewidth=0, label="expected, 90 % interval")
+        axis.legend(loc="best", fontsize=9)
     axis.set_xlabel("labels spent, % of pool pixels")
     axis.set_ylabel("mIoU on the validation split, %")
     axis.grid(alpha=0.3)

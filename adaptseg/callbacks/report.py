@@ -12,7 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from adaptseg import storage
+from adaptseg.active.advice import Gain, advice
 from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.active.stopping import stopped_note
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.data.pair import pair_of
 from adaptseg.loggers import CsvLogger
@@ -24,6 +26,9 @@ WIDTHS = (5, 7, 12, 8, 10, 7, 6, 14, 6)
 class Report(Callback):
     """Prints tables, writes `rounds.csv` after each round and `result.json` at the end of a fit.
 
+    After each round, and at the end, a line of advice says what further labels are expected to bring; where rounds are
+    judged at the end alone, it comes then.
+
     State: seconds spent in fit so far, and the result once the last step is done. `result.json` appears only after the
     checkpoint of the last step, so that it marks a finished run; a kill between the two is mended by the next `fit`.
     """
@@ -32,6 +37,7 @@ class Report(Callback):
         self.seconds_before = 0.0
         self.result: dict[str, Any] | None = None
         self._rounds_told = 0
+        self._stop_told = False
         self._has_header = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,25 +59,62 @@ class Report(Callback):
         rows = acquisition.history if (acquisition := _acquisition(trainer)) else []
         self._rounds_told = len(rows)
         self._print_rows(trainer, rows)  # those of the interrupted run
+        if acquisition is not None:
+            self._print_stop(trainer, acquisition)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         acquisition = _acquisition(trainer)
+        if acquisition is not None:
+            if len(acquisition.history) > self._rounds_told:
+                self._tell_round(trainer, acquisition)
+            self._print_stop(trainer, acquisition)
         if trainer.global_step >= trainer.max_steps:
-            self.result = {
-                "steps": trainer.global_step,
-                "seconds": round(self._seconds(), 1),
-                "rounds": list(acquisition.history) if acquisition else [],
-                "val": _split_scores(trainer, "val") or None,
-            }
-        if acquisition is None or len(acquisition.history) == self._rounds_told:
-            return
+            self.result = self._result(trainer, acquisition)
+
+    def _tell_round(self, trainer: Trainer, acquisition: Acquisition) -> None:
         row = acquisition.history[-1]
         self._rounds_told = len(acquisition.history)
         self._print_rows(trainer, [row])
-        numbers = {f"round/{name}": float(row[name]) for name in ("spent", "void", "balance")}
+        numbers = {f"round/{n}": float(row[n]) for n in ("spent", "void", "balance", "agreement") if n in row}
+        if "agreement" in row:
+            self._print(trainer, f"predictions on the pool agree with the round before by kappa {row['agreement']:.4f}")
+        if acquisition.judged_in_rounds and "miou" in row:
+            line, gain = advice(acquisition.history)
+            self._print(trainer, line)
+            numbers |= _gain_numbers(gain)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
         _write_rounds(trainer, acquisition.history)
+
+    def _result(self, trainer: Trainer, acquisition: Acquisition | None) -> dict[str, Any]:
+        """What `result.json` will hold. The last advice is logged here, since a checkpoint follows."""
+        scores = _split_scores(trainer, "val") or None
+        result = {
+            "steps": trainer.global_step,
+            "seconds": round(self._seconds(), 1),
+            "rounds": list(acquisition.history) if acquisition else [],
+            "val": scores,
+        }
+        if acquisition is None:
+            return result
+        if acquisition.stopped is not None:
+            result["stopped"] = acquisition.stopped
+        if acquisition.history and scores:
+            line, gain = advice(acquisition.history, scores["miou"])
+            result["advice"] = line
+            if gain is not None:
+                for logger in trainer.loggers:
+                    logger.log_metrics(_gain_numbers(gain), step=trainer.global_step)
+        return result
+
+    def _print(self, trainer: Trainer, line: str) -> None:
+        if isinstance(bar := trainer.progress_bar_callback, RunProgress):
+            bar.print(line, highlight=False)
+
+    def _print_stop(self, trainer: Trainer, acquisition: Acquisition) -> None:
+        if acquisition.stopped is not None and not self._stop_told:
+            self._stop_told = True
+            self._print(trainer, stopped_note(acquisition.stopped))
 
     def _print_rows(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         bar = trainer.progress_bar_callback
@@ -94,6 +137,8 @@ class Report(Callback):
             last = acquisition.history[-1]
             end = {**last, **final_scores(trainer), "round": "end", "step": trainer.global_step}
             self._print_rows(trainer, [end])
+            if "advice" in self.result:
+                self._print(trainer, self.result["advice"])
         _print_scores(trainer, "val")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,6 +153,11 @@ class Report(Callback):
 
 def _acquisition(trainer: Trainer) -> Acquisition | None:
     return next((c for c in trainer.callbacks if isinstance(c, Acquisition)), None)  # pyright: ignore
+
+
+def _gain_numbers(gain: Gain | None) -> dict[str, float]:
+    """Expected gain of mIoU and the ends of its interval, as they are logged."""
+    return {} if gain is None else {"round/gain": gain.gain, "round/gain_low": gain.low, "round/gain_high": gain.high}
 
 
 def _class_scores(trainer: Trainer, prefix: str, kind: str) -> dict[str, float]:

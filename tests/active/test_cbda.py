@@ -715,5 +715,5 @@ def test_settings_name_every_switch_and_are_plain():
     settings = CBDA(budget=0.3, schedule="original").settings()
     assert settings["schedule"] == [0.25, 0.3, 0.35, 0.4, 0.45]
     assert settings["suppress_radius"] == 2
-    free = {"oracle", "scratch", "seed"}
+    free = {"oracle", "scratch", "seed", "stop"}  # `stop` ends buying, and changes nothing of what is bought before
     assert set(settings) == set(inspect.signature(CBDA.__init__).parameters) - free - {"self"}
