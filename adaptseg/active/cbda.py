@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adaptseg.active import balancing
 from adaptseg.active.costs import LabelCost, Work, work_of_regions
-from adaptseg.active.dense import ClassTarget, DenseAcquisition, Schedule
+from adaptseg.active.dense import ClassTarget, DenseAcquisition, DensePredictor, Schedule
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.regions import dilate, squares
@@ -45,6 +45,7 @@ class CBDA(DenseAcquisition):
         score: what makes a pixel worth buying. `bald` (mutual information) and `power_bald` (a draw without replacement
             in proportion to it, by Gumbel noise) need a network with dropout.
         draws: passes with dropout of `bald` and `power_bald`.
+        first_round: `scored`, or `random` = by chance, whatever the score, since the network knows nothing (PixelPick).
         mode: of the score `ripu`: `region` (RA) or `pixel` (PA).
         radius: k of the score's window and, for regions, of the square that is bought (side 2k + 1); RA: 1, PA: 32.
         unit: buy the (2k + 1)-sided square round a pick, clipped at the border, or the picked pixel alone.
@@ -83,6 +84,7 @@ class CBDA(DenseAcquisition):
         shares: list[float] | None = None,
         score: Literal["random", "entropy", "margin", "least_confidence", "ripu", "bald", "power_bald"] = "ripu",
         draws: int = 10,
+        first_round: Literal["scored", "random"] = "scored",
         mode: Literal["region", "pixel"] = "region",
         radius: int = 1,
         unit: Literal["region", "pixel"] = "region",
@@ -123,7 +125,7 @@ class CBDA(DenseAcquisition):
             stop=stop,
             seed=seed,
         )
-        self.unit, self.selection, self.rounding = unit, selection, rounding
+        self.unit, self.selection, self.rounding, self.first_round = unit, selection, rounding, first_round
         self.side = 2 * radius + 1 if unit == "region" else 1
         self.suppress_radius = self.side - 1 if suppress_radius is None else suppress_radius
         self.random_within, self.per_cost = random_within, per_cost
@@ -138,6 +140,9 @@ class CBDA(DenseAcquisition):
             f"{self.side - 1}, and no pixel is bought twice": self.suppress_radius < self.side - 1,
             f"active.max_share_per_image is {self.max_share_per_image}; a share in (0, 1] is expected": (
                 not 0 < self.max_share_per_image <= 1
+            ),
+            "active.first_round is random, but active.score is random in every round already": (
+                self.first_round == self.score
             ),
             "active.rounding is ceil, which belongs to active.selection: image": (
                 self.rounding == "ceil" and self.selection == "pool"
@@ -162,8 +167,8 @@ class CBDA(DenseAcquisition):
 
     def settings(self) -> dict[str, Any]:
         names = (
-            "budget budget_unit schedule shares score draws mode radius unit suppress_radius selection rounding "
-            "random_within per_cost balance class_target epsilon weight_by max_share_per_image forbid_void"
+            "budget budget_unit schedule shares score first_round draws mode radius unit suppress_radius selection "
+            "rounding random_within per_cost balance class_target epsilon weight_by max_share_per_image forbid_void"
         )
         return {name: getattr(self, name) for name in names.split()} | super().settings()
 
@@ -286,6 +291,11 @@ class CBDA(DenseAcquisition):
 
     def _void(self, key: str) -> NDArray[np.bool_]:
         return self.oracle.void(key, self.store.sizes[key])
+
+    def _score(self, method: DensePredictor, key: str, image: Tensor, probabilities: Tensor) -> Tensor:
+        if self.round == 0 and self.first_round == "random":
+            return self.noise(key)
+        return super()._score(method, key, image, probabilities)
 
     def valued(self, score: Tensor, predicted: Tensor, weights: Tensor | None) -> Tensor:
         if weights is not None and self.weight_by == "region":

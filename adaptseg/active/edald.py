@@ -23,17 +23,16 @@ from adaptseg.active import balancing
 from adaptseg.active.costs import LabelCost
 from adaptseg.active.herding import k_center, max_herding
 from adaptseg.active.oracles import Oracle
-from adaptseg.active.point_scores import BY_DROPOUT, MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore, point_score
+from adaptseg.active.point_scores import MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore, point_score
 from adaptseg.active.point_stages import (
     LengthScale,
     PointPredictor,
-    drawn_by_dropout,
-    drawn_by_noise,
     length_scale_of,
     locally_herded,
+    passes,
     yx_of,
 )
-from adaptseg.active.points import Points, announced, best, merged
+from adaptseg.active.points import Points, announced, best, best_rows, merged
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import Acquisition, final_scores, tracked
 from adaptseg.active.scores import random_score
@@ -60,6 +59,8 @@ class TwoStageEDALD(Acquisition):
         first_round: nothing is known before the first: `herding` (local, then global down to the budget; published) or
             `random` pixels.
         candidates: random pixels of each image that may be bought at all, the same in every run and round; null = all.
+        all_pixels: a round of `stages: [score]` ranks every pixel of the pool instead of the candidates, which herding
+            of the first round still has. Nothing is cached for it: each round reads every image anew.
         local_picks: K, kept per image by local herding.
         keep: share of them that global herding keeps for the score, in (0, 1].
         score: what ranks the candidates of the last stage. `dald` draws by fresh noise, `bald` by dropout;
@@ -90,6 +91,7 @@ class TwoStageEDALD(Acquisition):
         stages: list[Stage] | None = None,
         first_round: Literal["herding", "random"] = "herding",
         candidates: int | None = 10_000,
+        all_pixels: bool = False,
         local_picks: int = 50,
         keep: float = 0.5,
         score: PointScore = "edald",
@@ -110,6 +112,7 @@ class TwoStageEDALD(Acquisition):
         self.budget, self.budget_unit, self.number_of_rounds = budget, budget_unit, rounds
         self.stages: list[Stage] = ["local", "global", "score"] if stages is None else stages
         self.first_round, self.candidates, self.local_picks, self.keep = first_round, candidates, local_picks, keep
+        self.all_pixels = all_pixels
         self.score: PointScore = score
         self.draws = draws
         self.length_scale: LengthScale = length_scale
@@ -128,6 +131,9 @@ class TwoStageEDALD(Acquisition):
             "are expected": self.stages != allowed or self.stages in ([], ["local"]),
             f"active.candidates is {self.candidates}; null or 1 or more pixels are expected": (
                 self.candidates is not None and self.candidates < 1
+            ),
+            f"active.all_pixels is about rounds of the score alone; active.stages is {self.stages}, give [score]": (
+                self.all_pixels and self.stages != ["score"]
             ),
             f"active.local_picks is {self.local_picks}; 1 or more are expected": self.local_picks < 1,
             f"active.keep is {self.keep}; a share in (0, 1] is expected": not 0 < self.keep <= 1,
@@ -154,7 +160,7 @@ class TwoStageEDALD(Acquisition):
 
     def settings(self) -> dict[str, Any]:
         names = (
-            "budget budget_unit number_of_rounds stages first_round candidates local_picks keep score draws "
+            "budget budget_unit number_of_rounds stages first_round candidates all_pixels local_picks keep score draws "
             "length_scale global_by condition_on_source balance epsilon forbid_void"
         )
         return {name: getattr(self, name) for name in names.split()}
@@ -230,11 +236,13 @@ class TwoStageEDALD(Acquisition):
             score: PointScore = "random"
         else:
             stages, score = self.stages, self.score
-        self._offered = left = self._local(trainer, method, herded="local" in stages)
-        if "global" in stages:
+        left = None if stages == ["score"] else self._local(trainer, method, herded="local" in stages)
+        self._offered = left
+        if left is not None and "global" in stages:
             left = self._global(trainer, method, left, count=None if "score" in stages else count)
         if "score" in stages:
             left = self._best(trainer, method, left, score, count)
+        assert left is not None
         if self.round and self.stop_set is not None:
             self._note_predictions(trainer, method, self.stop_set)
         if len(left) < count and trainer.is_global_zero:
@@ -256,12 +264,14 @@ class TwoStageEDALD(Acquisition):
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {key: (height, width) for key, (height, width) in self.store.sizes.items()}
 
-    def _open(self, key: str) -> NDArray[np.int64]:
-        """Flat positions of the candidates of one image that are not bought yet."""
+    def _open(self, key: str, *, everywhere: bool = False) -> NDArray[np.int64]:
+        """Flat positions of the candidates of one image, or of all its pixels, that are not bought yet."""
         size = self._sizes()[key]
         closed = self.store.bought(key, self.round)
         if self.forbid_void:
             closed = closed | self.oracle.void(key, size)
+        if everywhere:
+            return np.flatnonzero(~closed)
         # Of seed 0 in every run: what is computed on these pixels can be shared by runs.
         yx = fixed_sample(0, "candidates", key, size, self.candidates or math.prod(size)).numpy()
         flat = yx[:, 0] * size[1] + yx[:, 1]
@@ -314,17 +324,26 @@ class TwoStageEDALD(Acquisition):
 
     # ---- stage 2: uncertainty
 
-    def _best(self, trainer: Trainer, method: PointPredictor, left: Points, score: PointScore, count: int) -> Points:
-        """The best of the candidates of all processes by score."""
+    def _best(
+        self, trainer: Trainer, method: PointPredictor, left: Points | None, score: PointScore, count: int
+    ) -> Points:
+        """The best by score of what herding left in all processes; None = of everything that may be bought."""
         weights = self._class_weights(trainer) if self.balance and self.round else None
-        mine = [index for index in np.unique(left.image).tolist() if index in self._mine]
-        values = [np.empty(0, np.float32)]
-        for index in tracked(trainer, mine, f"round {self.round + 1}: scoring"):
-            value = self._scored(method, index, left.of_image(index), score, weights)
+        kept, values = [], [np.empty(0, np.float32)]
+        for index in tracked(trainer, self._mine, f"round {self.round + 1}: scoring"):
+            key = self._keys[index]
+            flat = self._open(key, everywhere=self.all_pixels) if left is None else left.of_image(index)
+            if not len(flat):
+                continue
+            value = self._scored(method, index, flat, score, weights)
             if broken := int(value.isnan().sum()):
-                raise AdaptSegError(f"active.score {score} is NaN at {broken} pixels of image '{self._keys[index]}'")
-            values.append(value.cpu().numpy())
-        everything = merged(left.at(np.isin(left.image, mine)), np.concatenate(values))
+                raise AdaptSegError(f"active.score {score} is NaN at {broken} pixels of image '{key}'")
+            value = value.cpu().numpy()
+            # No image has more of the best than all have together: whole images need not be remembered.
+            rows = best_rows(Points.of([(index, flat)]), value, count)
+            kept.append((index, flat[rows]))
+            values.append(value[rows])
+        everything = merged(Points.of(kept), np.concatenate(values))
         if everything is None:
             return announced(None)
         points, (value,) = everything
@@ -339,14 +358,9 @@ class TwoStageEDALD(Acquisition):
         uniform = random_score(self._sizes()[key], seed=self.seed, round=self.round, key=key)[yx[:, 0], yx[:, 1]]
         if score == "random" and weights is None:
             return uniform  # asks no network: before the first round there is none
-        fixed = method.probabilities_at(method.pool_features.at(key, yx))
-        if score in WITHOUT_DRAWS:
-            drawn = None
-        elif score in BY_DROPOUT:
-            generator = torch.Generator().manual_seed(salt_of(self.seed, f"{self.round}/{key}") % 2**63)
-            drawn = drawn_by_dropout(method, key, flat, self.draws, generator)
-        else:
-            drawn = drawn_by_noise(method, key, flat, self._offered.of_image(index), self.draws)
+        offered = None if self.all_pixels else flat if self._offered is None else self._offered.of_image(index)
+        generator = torch.Generator().manual_seed(salt_of(self.seed, f"{self.round}/{key}") % 2**63)
+        fixed, drawn = passes(method, key, flat, score, draws=self.draws, offered=offered, generator=generator)
         value = point_score(score, fixed, drawn, uniform.to(fixed.device))
         if weights is not None:
             value = balancing.balance_scores(value[None], weights.to(value), fixed.argmax(1)[None])[0]

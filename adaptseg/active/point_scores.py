@@ -11,15 +11,22 @@ from adaptseg.active import scores
 PointScore = Literal[
     "random", "entropy", "margin", "least_confidence",
     "dald", "edald", "power_dald", "edald_released", "balanced_entropy", "balanced_entropy_released",
-    "bald", "ebald", "power_bald",
+    "bald", "ebald", "power_bald", "balanced_entropy_dropout",
 ]  # fmt: skip
 """`dald` and what follows draw by fresh noise in the features, `bald` and what follows by dropout on the logits; the
 formulas are the same. `_released` are those of the released code, errors included."""
 
-BY_DROPOUT: dict[str, PointScore] = {"bald": "dald", "ebald": "edald", "power_bald": "power_dald"}
+BY_DROPOUT: dict[str, PointScore] = {
+    "bald": "dald",
+    "ebald": "edald",
+    "power_bald": "power_dald",
+    "balanced_entropy_dropout": "balanced_entropy",
+}
 """-> the formula shared with draws by noise."""
 WITHOUT_DRAWS = ("random", "entropy", "margin", "least_confidence")
-MAYBE_NEGATIVE = ("power_dald", "power_bald", "balanced_entropy", "balanced_entropy_released")
+MAYBE_NEGATIVE = (
+    "power_dald", "power_bald", "balanced_entropy", "balanced_entropy_dropout", "balanced_entropy_released",
+)  # fmt: skip
 
 
 def point_score(name: PointScore, fixed: Tensor, drawn: Tensor | None, uniform: Tensor) -> Tensor:

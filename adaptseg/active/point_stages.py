@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptseg.active import herding
+from adaptseg.active.point_scores import BY_DROPOUT, WITHOUT_DRAWS, PointScore
 from adaptseg.active.ranks import salt_of
 from adaptseg.networks.feature_bank import FeatureBank
 
@@ -24,6 +25,10 @@ class PointPredictor(Protocol):
     def pool_features(self) -> FeatureBank: ...
 
     def probabilities_at(self, features: Tensor, *, dropout: torch.Generator | None = None) -> Tensor: ...
+
+    def probabilities_everywhere(
+        self, key: str, *, draw: int = 0, dropout: torch.Generator | None = None
+    ) -> Tensor: ...
 
     def source_features(self) -> Tensor: ...
 
@@ -63,6 +68,55 @@ def locally_herded(
 
     settings = {"candidates": flat.tolist(), "local_picks": picks, "length_scale": rule}
     return bank.remembered(key, settings, pick)
+
+
+def passes(
+    method: PointPredictor,
+    key: str,
+    flat: NDArray[np.int64],
+    score: PointScore,
+    *,
+    draws: int,
+    offered: NDArray[np.int64] | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """What a score is computed from: (n, C) probabilities of pixels of one image in the fixed pass, and (draws, n, C)
+    in stochastic ones, None if the score needs none.
+
+    Args:
+        offered: pixels whose features are kept (sorted, a superset); None = each pass is over all pixels of the image,
+            and no feature is kept.
+        generator: of the masks of dropout.
+    """
+    if offered is None:
+        return _dense_passes(method, key, flat, score, draws, generator)
+    bank = method.pool_features
+    fixed = method.probabilities_at(bank.at(key, yx_of(flat, bank.size(key)[1])))
+    if score in WITHOUT_DRAWS:
+        return fixed, None
+    if score in BY_DROPOUT:
+        return fixed, drawn_by_dropout(method, key, flat, draws, generator)
+    return fixed, drawn_by_noise(method, key, flat, offered, draws)
+
+
+def _dense_passes(
+    method: PointPredictor,
+    key: str,
+    flat: NDArray[np.int64],
+    score: PointScore,
+    draws: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    rows = torch.from_numpy(flat)
+    fixed = method.probabilities_everywhere(key)
+    rows = rows.to(fixed.device)
+    if score in WITHOUT_DRAWS:
+        return fixed[rows], None
+    if score in BY_DROPOUT:
+        every = (method.probabilities_everywhere(key, dropout=generator) for _ in range(draws))
+    else:
+        every = (method.probabilities_everywhere(key, draw=k) for k in range(1, draws + 1))
+    return fixed[rows], torch.stack([p[rows] for p in every])
 
 
 def drawn_by_dropout(

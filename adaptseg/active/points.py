@@ -65,8 +65,13 @@ def announced(points: Points | None) -> Points:
 
 def best(points: Points, score: NDArray[np.float32], count: int) -> Points:
     """The `count` points of the largest score, all if there are fewer; equal scores: the first by (image, flat)."""
+    return points.at(best_rows(points, score, count))
+
+
+def best_rows(points: Points, score: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Which points `best` takes, ascending."""
     order = np.lexsort((points.flat, points.image, -score.astype(np.float64)))[:count]
-    return points.at(np.sort(order))
+    return np.sort(order)
 
 
 def _gather_on_first(item: Any) -> list[Any] | None:

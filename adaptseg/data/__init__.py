@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from adaptseg.data.acdc import ACDC as ACDC
+from adaptseg.data.ade_bedroom import ADE20KBedrooms as ADE20KBedrooms
+from adaptseg.data.ade_bedroom import ADEBedroom as ADEBedroom
 from adaptseg.data.bdd100k import BDD100K as BDD100K
 from adaptseg.data.camvid import CamVid as CamVid
 from adaptseg.data.camvid_raw import CamVidRaw as CamVidRaw
@@ -18,6 +20,8 @@ from adaptseg.data.dark_zurich import DarkZurich as DarkZurich
 from adaptseg.data.folder import Folder as Folder
 from adaptseg.data.gta5 import GTA5 as GTA5
 from adaptseg.data.mapillary import Mapillary as Mapillary
+from adaptseg.data.pascal_context import PascalContext as PascalContext
+from adaptseg.data.resized import Resized as Resized
 from adaptseg.data.scenes import Scenes as Scenes
 from adaptseg.data.streets import Streets as Streets
 from adaptseg.data.synthia import Synthia as Synthia

@@ -174,14 +174,24 @@ class PixelClassifier(Method):
         Raises:
             AdaptSegError: dropout is asked for, but `training.dropout` is 0.
         """
-        logits = self.network.head(features)
-        if dropout is not None:
-            share = self.training_of_head.dropout
-            if not share:
-                raise AdaptSegError("active.score draws by dropout, but model.training.dropout is 0; give 0.2")
-            kept = torch.rand(logits.shape, generator=dropout) >= share
-            logits = logits * kept.to(logits) / (1 - share)
-        return logits.softmax(1)
+        return self._dropped(self.network.head(features), dropout).softmax(1)
+
+    @torch.no_grad()
+    def probabilities_everywhere(self, key: str, *, draw: int = 0, dropout: torch.Generator | None = None) -> Tensor:
+        """(H * W, C): the same of all pixels of one image of the pool, in reading order, from the maps of a draw, which
+        are not rounded as kept features are."""
+        maps = [low[None] for low in self.pool_features.maps(key, draw=draw)]
+        logits = self.network.head.dense(maps, self.pool_features.size(key))[0].flatten(1).T
+        return self._dropped(logits, dropout).softmax(1)
+
+    def _dropped(self, logits: Tensor, dropout: torch.Generator | None) -> Tensor:
+        if dropout is None:
+            return logits
+        share = self.training_of_head.dropout
+        if not share:
+            raise AdaptSegError("active.score draws by dropout, but model.training.dropout is 0; give 0.2")
+        kept = torch.rand(logits.shape, generator=dropout) >= share
+        return logits * kept.to(logits) / (1 - share)
 
     def _norm_points(self, key: str, size: tuple[int, int]) -> Tensor:
         # Of seed 0 in every run, as the candidates of an acquisition: runs share what is computed on them.

@@ -48,6 +48,10 @@ class Supervised(Method):
         consistency_weight: of RIPU's boundary consistency on the source (release: 0.1).
         negative_weight: of RIPU's negative learning on all target pixels (release: 1).
         negative_threshold: probability below which a class counts as excluded (release: 0.05).
+        fresh_rounds: start anew on all labels after every round (PixelPick): from the weights that training began with
+            ("inferred": the release draws the head's anew), an optimiser without memory, and, by as many
+            `optimization.restarts` as there are rounds, the whole schedule. Those weights are no part of the state: a
+            resumed run makes them again from the same seed and files.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Supervised(Method):
         consistency_weight: float = 0.0,
         negative_weight: float = 0.0,
         negative_threshold: float = 0.05,
+        fresh_rounds: bool = False,
     ) -> None:
         super().__init__(
             network=network,
@@ -88,6 +93,24 @@ class Supervised(Method):
         self.source_weight, self.target_weight, self.least_bought = source_weight, target_weight, least_bought
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
         self.negative_threshold, self.source_colors = negative_threshold, source_colors
+        self.fresh_rounds = fresh_rounds
+        self._first: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.fresh_rounds:  # a checkpoint is read after this
+            if all(getattr(callback, "state_key", None) != "active" for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                raise AdaptSegError("model.fresh_rounds is about rounds of bought labels; give an `active:` block")
+            self._first = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
+
+    def on_labels_bought(self, round: int) -> None:
+        """With `fresh_rounds`, forget what the labels of earlier rounds taught."""
+        if not self.fresh_rounds or round == 1:
+            return
+        self.student.load_state_dict(self._first)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer.state.clear()
 
     @property
     def weighted_losses(self) -> tuple[str, ...]:

@@ -97,6 +97,14 @@ class FeatureBank:
         rows = torch.from_numpy(np.ascontiguousarray(values[np.searchsorted(known, wanted)]))
         return rows.to(self.device).float()
 
+    def maps(self, key: str, *, draw: int = 0) -> list[Tensor]:
+        """The maps (C_i, h_i, w_i) of one scene themselves, on the network's device, neither rounded nor kept on disk:
+        they stay at hand until another scene or draw is looked at."""
+        if self._maps is None or self._maps[:2] != (key, draw):
+            self._maps = None  # freed before the next ones are made
+            self._maps = key, draw, self._maps_of(key, draw)
+        return self._maps[2]
+
     def remembered(
         self, key: str, settings: dict[str, Any], compute: Callable[[], NDArray[np.int64]]
     ) -> NDArray[np.int64]:
@@ -123,12 +131,9 @@ class FeatureBank:
         return (yx[:, 0] * width + yx[:, 1]).cpu().numpy()
 
     def _compute(self, key: str, flat: NDArray[np.int64], draw: int) -> NDArray[np.float16]:
-        if self._maps is None or self._maps[:2] != (key, draw):
-            self._maps = None  # freed before the next ones are made
-            self._maps = key, draw, self._maps_of(key, draw)
-        size = self.size(key)
-        yx = torch.from_numpy(np.stack(np.divmod(flat, size[1]), 1)).to(self._maps[2][0].device)
-        return gather(self._maps[2], yx, size).half().cpu().numpy()
+        maps, size = self.maps(key, draw=draw), self.size(key)
+        yx = torch.from_numpy(np.stack(np.divmod(flat, size[1]), 1)).to(maps[0].device)
+        return gather(maps, yx, size).half().cpu().numpy()
 
     def _maps_of(self, key: str, draw: int) -> list[Tensor]:
         network = self._features()

@@ -452,6 +452,20 @@ def test_random_is_another_draw_each_round_and_seed(tmp_path: Path):
     assert all(0.4 < share < 0.6 for share in shares)
 
 
+def test_a_random_first_round_is_by_chance_and_the_next_by_score(tmp_path: Path):
+    given = {"budget": 0.3, "unit": "pixel", "balance": False, "selection": "image"}
+    chance = campaign(CBDA(score="random", **given), tmp_path / "chance", rounds=2)
+    mixed = CBDA(score="margin", first_round="random", **given)
+    bought = campaign(mixed, tmp_path / "mixed", rounds=2)
+    assert same(bought[0], chance[0])
+    data, first = DomainPair(target=Pool(), workers=0), bought[0]
+    for key in SIZES:
+        value = naive_score(probabilities(Painter(), data, key), "margin", 1)
+        assert value[bought[1][key]].min() >= value[~bought[1][key] & ~first[key]].max() - 1e-6
+    with pytest.raises(AdaptSegError, match=r"active.first_round is random, but active.score is random in every round"):
+        CBDA(score="random", first_round="random")
+
+
 def test_balance_rises_above_dynamic_acquisition_on_a_skewed_pool(tmp_path: Path):
     """Two classes 95 : 5 with equal scores. Round 1 buys 95 : 5; from round 2 on the minority is preferred."""
     rng = np.random.default_rng(0)

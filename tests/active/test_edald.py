@@ -50,6 +50,11 @@ class PointPainter(LightningModule):
             logits = logits * (torch.rand(logits.shape, generator=dropout) >= 0.3)
         return logits.softmax(1)
 
+    def probabilities_everywhere(self, key: str, *, draw: int = 0, dropout: torch.Generator | None = None) -> Tensor:
+        height, width = self.bank.size(key)
+        everywhere = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+        return self.probabilities_at(self.bank.at(key, everywhere, draw=draw, keep=False), dropout=dropout)
+
     def source_features(self) -> Tensor:
         return self.source
 
@@ -103,8 +108,8 @@ class Reference:
     def all_features(self, points: list[tuple[str, int]]) -> Tensor:
         return torch.cat([torch.empty(0, 7), *(self.features(key, [flat]) for key, flat in points)])
 
-    def candidates(self, key: str) -> list[int]:
-        yx = fixed_sample(0, "candidates", key, self.pool.size(key), CANDIDATES)
+    def candidates(self, key: str, everywhere: bool) -> list[int]:
+        yx = fixed_sample(0, "candidates", key, self.pool.size(key), 10**4 if everywhere else CANDIDATES)
         flat = [int(y) * self.pool.size(key)[1] + int(x) for y, x in yx]
         void = self.pool.labels(key).reshape(-1) == VOID if self.a.forbid_void else np.zeros(10**4, bool)
         return [f for f in flat if f not in self.labelled[key] and not void[f]]
@@ -118,7 +123,7 @@ class Reference:
         stages = self.a.stages if number else ["local", "global"] if self.a.first_round == "herding" else ["score"]
         left = []
         for key in self.keys:
-            flat = self.candidates(key)
+            flat = self.candidates(key, self.a.all_pixels and stages == ["score"])
             if "local" in stages and len(flat) > PICKS:
                 features = self.features(key, flat)
                 chosen, _ = plain_loop(features, PICKS, self.scale(features, f"local/{key}"))
@@ -156,8 +161,10 @@ class Reference:
         )
         p = self.probabilities(self.features(key, [flat]))[0]
         first, second = sorted(p)[::-1][:2]
-        drawn = [self.probabilities(self.features(key, [flat], draw=k))[0] for k in range(1, DRAWS + 1)]
-        mutual = entropy(np.mean(drawn, 0)) - sum(map(entropy, drawn)) / DRAWS
+        drawn = [p]
+        if "dald" in name:
+            drawn = [self.probabilities(self.features(key, [flat], draw=k))[0] for k in range(1, DRAWS + 1)]
+        mutual = entropy(np.mean(drawn, 0)) - sum(map(entropy, drawn)) / len(drawn)
         value = {
             "random": uniform,
             "entropy": entropy(p),
@@ -202,6 +209,30 @@ def test_any_subset_of_stages(tmp_path: Path, stages: list[Any]):
 )  # edald: above  # fmt: skip
 def test_scores(tmp_path: Path, score: Any):
     assert_as_written_out(tmp_path, edald(score=score, stages=["local", "score"]))
+
+
+@pytest.mark.parametrize("given", [
+    {"score": "margin"}, {"score": "edald"}, {"score": "random", "first_round": "random"},
+    {"score": "entropy", "forbid_void": True, "first_round": "random"},
+], ids=lambda given: given["score"])  # fmt: skip
+def test_the_score_alone_may_rank_every_pixel(tmp_path: Path, given: dict[str, Any]):
+    """What the released command cannot run (specification, T17). The first round still herds candidates."""
+    small = Pool({"a": (5, 7), "b": (8, 5)})
+    assert_as_written_out(tmp_path, edald(stages=["score"], all_pixels=True, **given), small)
+
+
+def test_every_pixel_by_dropout_depends_on_seed_round_and_image(tmp_path: Path):
+    given = {"stages": ["score"], "all_pixels": True, "score": "bald"}
+    runs = [run(tmp_path / str(i), edald(**given, seed=seed)) for i, seed in enumerate((5, 5, 6))]
+    same = [all((runs[0][r][k] == other[r][k]).all() for r in range(4) for k in SIZES) for other in runs[1:]]
+    assert same == [True, False]
+
+
+def test_ranking_every_pixel_keeps_no_features(tmp_path: Path):
+    pool = Pool()
+    acquisition = edald(stages=["score"], all_pixels=True, score="dald", first_round="random")
+    run(tmp_path / "run", acquisition, pool=pool, module=PointPainter(pool, tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*draw1*"))
 
 
 def test_length_scale_by_the_median(tmp_path: Path):
@@ -300,6 +331,10 @@ def test_rounds_fire_before_the_first_step_and_after_equal_parts():
         ({"stages": ["global", "local"]}, "active.stages is"),
         ({"stages": ["score", "score"]}, "active.stages is"),
         ({"candidates": 0}, "active.candidates is 0"),
+        (
+            {"all_pixels": True},
+            r"active.all_pixels is about rounds of the score alone; active.stages is .*give \[score\]",
+        ),
         ({"local_picks": 0}, "active.local_picks is 0"),
         ({"keep": 0.0}, "active.keep is 0.0"),
         ({"keep": 1.1}, "active.keep is 1.1"),

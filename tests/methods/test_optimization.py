@@ -35,6 +35,32 @@ def test_the_decay_falls_at_every_step() -> None:
     assert all(later < earlier for earlier, later in pairwise(factors))
 
 
+def test_milestones_step_the_rate_down_and_restarts_begin_anew() -> None:
+    steps = Optimization(power=0.0, milestones=(0.4, 0.8), gamma=0.1)
+    assert [steps.factor(step, 10) for step in range(10)] == pytest.approx([1] * 4 + [0.1] * 4 + [0.01] * 2)
+    again = Optimization(power=0.0, milestones=(0.4, 0.8), gamma=0.1, restarts=3)
+    assert [again.factor(step, 30) for step in range(30)] == [steps.factor(step % 10, 10) for step in range(30)]
+    poly = Optimization(power=0.9, warmup_steps=2, restarts=2)
+    once = Optimization(power=0.9, warmup_steps=2)
+    assert [poly.factor(step, 12) for step in range(12)] == 2 * [once.factor(step, 6) for step in range(6)]
+    with pytest.raises(AdaptSegError, match=r"restarts is 3, of which trainer.max_steps 100 is no multiple"):
+        again.build(tiny_network(19), 100)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"milestones": (0.8, 0.4)}, r"milestones is \[0.8, 0.4\]; ascending shares"),
+        ({"milestones": (1.0,)}, r"milestones is \[1.0\]"),
+        ({"gamma": 0.0}, r"gamma 0.0 and restarts 1"),
+        ({"restarts": 0}, r"restarts 0; a factor in \(0, 1\] and 1 or more"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(AdaptSegError, match=said):
+        Optimization(**given)
+
+
 def test_warm_up_is_linear_times_the_decay() -> None:
     warm = Optimization(warmup_steps=10, warmup_start=0.2, power=0.9)
     cold = Optimization(power=0.9)
@@ -71,7 +97,7 @@ def test_rates_by_layer_need_layers() -> None:
         Optimization(layer_decay=0.9).build(tiny_network(19), 100)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_groups_carry_rates_and_decay(name: Any) -> None:
     network = tiny_network(19)
     optimizer, _ = Optimization(name=name, lr=0.01, head_lr_factor=10, weight_decay=0.3).build(network, 100)
@@ -82,7 +108,8 @@ def test_groups_carry_rates_and_decay(name: Any) -> None:
     assert {id(p) for p in head["params"]} == {id(p) for p in network.head.parameters()}
     if name == "sgd":
         assert encoder["momentum"] == head["momentum"] == 0.9
-    assert isinstance(optimizer, torch.optim.SGD if name == "sgd" else torch.optim.AdamW)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert type(optimizer) is kinds[name]
 
 
 def test_norms_and_biases_may_be_spared_from_decay() -> None:
@@ -150,6 +177,7 @@ def test_momentum_descends_like_the_textbook() -> None:
         ({"layer_decay": 0.0}, r"layer_decay is 0\.0; a factor in \(0, 1\]"),
         ({"layer_decay": 1.1}, r"layer_decay is 1\.1"),
         ({"name": "adam"}, r"model\.optimization\.name is 'adam'; 'sgd' or 'adamw'"),
+        ({"name": "lion"}, r"model\.optimization\.name is 'lion'; 'sgd', 'adam' or 'adamw'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

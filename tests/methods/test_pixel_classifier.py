@@ -302,6 +302,22 @@ def test_dropout_draws_are_inverted_dropout_on_the_logits():
     torch.testing.assert_close(method.probabilities_at(features), logits.softmax(1))
 
 
+@pytest.mark.parametrize("draw", [0, 2])
+def test_whole_images_are_judged_as_their_pixels_are(tmp_path: Path, draw: int):
+    """But for the rounding of features that are kept, which dense ones do not have."""
+    method, _, _ = fit(tmp_path, classifier(training=HeadTraining(dropout=0.25)), active=acquisition())
+    method.eval()
+    key = min(POOL)
+    height, width = method.pool_features.size(key)
+    every = method.probabilities_everywhere(key, draw=draw)
+    yx = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    expected = method.probabilities_at(method.pool_features.at(key, yx, draw=draw))
+    torch.testing.assert_close(every, expected, atol=2e-3, rtol=0)
+    dropped = [method.probabilities_everywhere(key, dropout=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+
+
 def test_accumulated_gradients_are_refused(tmp_path: Path):
     with pytest.raises(AdaptSegError, match=r"trainer.accumulate_grad_batches: PixelClassifier takes 1"):
         fit(tmp_path, accumulate_grad_batches=2)
