@@ -176,7 +176,6 @@ def test_momentum_descends_like_the_textbook() -> None:
         ({"poly_horizon": 0.99}, r"poly_horizon is 0\.99"),
         ({"layer_decay": 0.0}, r"layer_decay is 0\.0; a factor in \(0, 1\]"),
         ({"layer_decay": 1.1}, r"layer_decay is 1\.1"),
-        ({"name": "adam"}, r"model\.optimization\.name is 'adam'; 'sgd' or 'adamw'"),
         ({"name": "lion"}, r"model\.optimization\.name is 'lion'; 'sgd', 'adam' or 'adamw'"),
     ],
 )
