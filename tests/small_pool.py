@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class Pool(Scenes):
 
     def size(self, key: str) -> tuple[int, int]:
         return self._sizes[key]
+
+
+class Sealed(Pool):
+    """Labels that only an oracle may read."""
+
+    def labels(self, key: str) -> NDArray[np.uint8]:
+        readers = [frame.filename for frame in traceback.extract_stack()]
+        assert readers[-3].endswith("active/oracles.py") or readers[-2].endswith("active/oracles.py"), readers[-3:]
+        return super().labels(key)
 
 
 class Painter(LightningModule):

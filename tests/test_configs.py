@@ -45,6 +45,12 @@ def has_denoiser(recipe: Path) -> bool:
     return "unet" in network.get("init_args", {}).get("features", {}).get("init_args", {})
 
 
+def hides_tokens(recipe: Path) -> bool:
+    """Whether the recipe needs a network whose tokens can be hidden."""
+    masking = load_recipe(recipe)["model"]["init_args"].get("masking") or {}
+    return masking.get("block") == "token"
+
+
 def parse(*paths: Path) -> Any:
     merged = fill_root(merge_recipes([(path.name, load_recipe(path)) for path in paths]), "/data")
     cli = ParseOnly(argparse.Namespace(), paths, ["fit", "--config", yaml.safe_dump(merged)])
@@ -158,6 +164,8 @@ def _shrunk(recipe: Path) -> list[str]:
     if has_denoiser(recipe):
         flags = ["--model.network.features", "small_features.ConvFeatures", *flags[2:]]
         flags += ["--active.budget", "10", "--active.candidates", "40", "--active.local_picks", "6"]
+    if hides_tokens(recipe):
+        flags = ["--model.network.encoder", "test_vit", *flags[2:]]
     if not is_segmentation(recipe):
         flags = ["--model.channels", "[8, 8]", "--model.attention", "[]", "--model.head_dim", "8", *flags[2:]]
         flags += ["--data.source_size", "[16, 32]", "--data.target_size", "[16, 32]"]

@@ -14,7 +14,7 @@ from test_configs import CONFIGS, ParseOnly, parse
 from test_paper_recipes import PAPER, OnMeta, parsed, quiet
 
 from adaptseg.active import CBDA
-from adaptseg.active.cbda import SCHEDULES
+from adaptseg.active.dense import SCHEDULES
 from adaptseg.methods import Supervised
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import DeepLabV2, Inference, WideDeepLabV3Plus

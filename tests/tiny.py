@@ -39,6 +39,17 @@ class TinySegmenter(Segmenter):
         return self.head.parameters()
 
 
+class DroppingSegmenter(TinySegmenter):
+    """The same with dropout of channels and of values."""
+
+    def __init__(self, num_classes: int, width: int = 8) -> None:
+        super().__init__(num_classes, width)
+        self.head = nn.Sequential(nn.Dropout2d(0.3), nn.Dropout(0.2), self.head)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "class_path": "tiny.DroppingSegmenter"}
+
+
 class PoisonedOnSecond(TinySegmenter):
     """NaN in training, on the second of two processes alone."""
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptseg.active import balancing
-from adaptseg.active.herding import max_herding
+from adaptseg.active.costs import LabelCost
+from adaptseg.active.herding import k_center, max_herding
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.point_scores import MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore, point_score
 from adaptseg.active.point_stages import (
@@ -67,11 +68,14 @@ class TwoStageEDALD(Acquisition):
         draws: stochastic passes of a score that needs them.
         length_scale: of the herding kernel: `median` = twice the median distance of a hundredth of the points, per
             image and call (released), or a number.
+        global_by: what global herding picks by: coverage, or `k_center`, always the candidate farthest from all that is
+            chosen or labelled (core-set; Sener and Savarese, ICLR 2018).
         condition_on_source: global herding also counts as covered what the method's source pixels cover.
         balance: multiply scores with CBDA's class weights of the predicted class, from the labels bought so far.
         epsilon: least class weight, in (0, 1].
         forbid_void: never buy pixels that the oracle knows to be void (as released). Simulation only, an advantage over
             real life.
+        cost: what a label costs a person.
         oracle: who answers; default: ground truth.
         scratch: folder for the query of a round; default: the run directory.
         stop: rules that end buying before the schedule does; null = none. Its `agreement` reads each image once more.
@@ -93,16 +97,18 @@ class TwoStageEDALD(Acquisition):
         score: PointScore = "edald",
         draws: int = 5,
         length_scale: LengthScale = "median",
+        global_by: Literal["herding", "k_center"] = "herding",
         condition_on_source: bool = False,
         balance: bool = False,
         epsilon: float = 0.01,
         forbid_void: bool = False,
+        cost: LabelCost = LabelCost(),
         oracle: Oracle | None = None,
         scratch: str | None = None,
         stop: Stopping | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(oracle=oracle, scratch=scratch, stop=stop, seed=seed)
+        super().__init__(cost=cost, oracle=oracle, scratch=scratch, stop=stop, seed=seed)
         self.budget, self.budget_unit, self.number_of_rounds = budget, budget_unit, rounds
         self.stages: list[Stage] = ["local", "global", "score"] if stages is None else stages
         self.first_round, self.candidates, self.local_picks, self.keep = first_round, candidates, local_picks, keep
@@ -110,12 +116,14 @@ class TwoStageEDALD(Acquisition):
         self.score: PointScore = score
         self.draws = draws
         self.length_scale: LengthScale = length_scale
+        self.global_by = global_by
         self.condition_on_source, self.balance, self.epsilon = condition_on_source, balance, epsilon
         self.forbid_void = forbid_void
         self._check()
 
     def _check(self) -> None:
         allowed = [s for s in get_args(Stage) if s in self.stages]
+        about = "condition_on_source" if self.condition_on_source else "global_by"
         problems = {
             f"active.budget is {self.budget}; a positive number is expected": not 0 < self.budget < math.inf,
             f"active.rounds is {self.number_of_rounds}; 1 or more are expected": self.number_of_rounds < 1,
@@ -140,8 +148,11 @@ class TwoStageEDALD(Acquisition):
             f"active.balance weights scores of 0 or more; {self.score} has negative ones, which no weight can rank": (
                 self.balance and self.score in MAYBE_NEGATIVE
             ),
-            "active.condition_on_source is about global herding, which neither active.stages nor active.first_round "
-            "has": self.condition_on_source and "global" not in self.stages and self.first_round != "herding",
+            f"active.{about} is about global herding, which neither active.stages nor active.first_round has": (
+                (self.condition_on_source or self.global_by != "herding")
+                and "global" not in self.stages
+                and self.first_round != "herding"
+            ),
         }
         for message, is_wrong in problems.items():
             if is_wrong:
@@ -150,7 +161,7 @@ class TwoStageEDALD(Acquisition):
     def settings(self) -> dict[str, Any]:
         names = (
             "budget budget_unit number_of_rounds stages first_round candidates all_pixels local_picks keep score draws "
-            "length_scale condition_on_source balance epsilon forbid_void"
+            "length_scale global_by condition_on_source balance epsilon forbid_void"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -296,8 +307,11 @@ class TwoStageEDALD(Acquisition):
         if self.condition_on_source:
             conditioned_on = torch.cat([conditioned_on, method.source_features()])
         picks = min(count if count is not None else round(self.keep * len(points)), len(points))
-        scale = length_scale_of(self.length_scale, torch.cat([x, conditioned_on]), f"global/{self.round}")
-        chosen, _ = max_herding(x, picks, length_scale=scale, conditioned_on=conditioned_on)
+        if self.global_by == "k_center":
+            chosen, _ = k_center(x, picks, conditioned_on=conditioned_on)
+        else:
+            scale = length_scale_of(self.length_scale, torch.cat([x, conditioned_on]), f"global/{self.round}")
+            chosen, _ = max_herding(x, picks, length_scale=scale, conditioned_on=conditioned_on)
         return announced(points.at(np.sort(chosen.cpu().numpy())))
 
     def _features(self, trainer: Trainer, method: PointPredictor, points: Points, what: str) -> NDArray[np.float16]:

@@ -177,6 +177,10 @@ class LabelView:
             bought |= read_mask(mask_file, size)
         return bought
 
+    def has(self, key: str) -> bool:
+        """Whether a label was bought for any pixel, without reading it."""
+        return any(True for _ in self._answers(key))
+
     def _size(self, key: str) -> tuple[int, int]:
         if key not in self.sizes:
             raise AdaptSegError(f"image '{key}' is not in the pool of label store {self.folder}")

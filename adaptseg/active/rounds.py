@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import partial
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adaptseg import storage
 from adaptseg.active.advice import learning_curve
+from adaptseg.active.costs import LabelCost, Work
 from adaptseg.active.labels import LabelStore, RoundTotals, format_checksum, query_checksum
 from adaptseg.active.oracles import GroundTruth, Oracle
 from adaptseg.active.stopping import Progress, Stopping, StopSet, cohens_kappa
@@ -25,7 +26,6 @@ from adaptseg.data.pair import pair_of
 from adaptseg.distributed import all_reduce_sum, barrier
 from adaptseg.errors import AdaptSegError
 from adaptseg.metrics import label_balance_entropy
-from adaptseg.networks import Inference
 
 Item = TypeVar("Item")
 
@@ -46,13 +46,17 @@ class Acquisition(Callback, ABC):
     raises.
 
     Args:
+        cost: what a label costs a person.
         oracle: who answers a query; default: the pool's ground truth.
         scratch: folder for score maps during a round (4 bytes a pool pixel at most); default: inside the run directory.
         stop: rules that end buying before the schedule does; null = none.
         seed: filled in from `seed_everything`.
     """
 
-    def __init__(self, *, oracle: Oracle | None, scratch: str | None, stop: Stopping | None, seed: int) -> None:
+    def __init__(
+        self, *, cost: LabelCost, oracle: Oracle | None, scratch: str | None, stop: Stopping | None, seed: int
+    ) -> None:
+        self.cost = cost
         self.oracle = oracle or GroundTruth()
         self.scratch, self.stop, self.seed = scratch, stop, seed
         self.round = 0
@@ -97,6 +101,12 @@ class Acquisition(Callback, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what is bought; hashed into every manifest."""
+
+    def work(self, key: str, wanted: NDArray[np.bool_]) -> Work:
+        """What the answer for one image of the round in the making asked of a person. The store holds the answer as
+        round `self.round + 1`. By default a click for each pixel.
+        """
+        return Work(clicks=int(wanted.sum()))
 
     @property
     def judged_in_rounds(self) -> bool:
@@ -203,6 +213,7 @@ class Acquisition(Callback, ABC):
                 totals = None  # the latter: bought before a kill; the answers are still valid
             else:
                 totals = self._ask(self.round + 1, folder, checksum, trainer.is_global_zero)
+            work = Work() if self.stopped is not None else self._work(folder)
         for m in was_training:
             m.training = True
         if self.stopped is not None:
@@ -212,7 +223,7 @@ class Acquisition(Callback, ABC):
         if totals is not None:
             self.store = LabelStore.open(self.store.folder)
         pair_of(trainer).bought = self.store.view(self.round)
-        self.history.append(self._row(trainer, agreement))
+        self.history.append(self._row(trainer, agreement, work))
         if (told := getattr(module, "on_labels_bought", None)) is not None:
             told(self.round)
 
@@ -278,14 +289,25 @@ class Acquisition(Callback, ABC):
         return totals
 
     def _answers(self, folder: Path) -> Iterable[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
+        for key, wanted in self._queries(folder):
+            yield key, self.oracle.answer(key, wanted), wanted
+
+    def _queries(self, folder: Path) -> Iterable[tuple[str, NDArray[np.bool_]]]:
+        """This rank's query, as spooled."""
         for number, key in enumerate(self._spooled):
             height, width = self.store.sizes[key]
             bits = np.unpackbits(np.load(folder / f"query{number}.npy"), count=height * width)
-            wanted = bits.reshape(height, width).astype(bool)
-            yield key, self.oracle.answer(key, wanted), wanted
+            yield key, bits.reshape(height, width).astype(bool)
 
-    def _row(self, trainer: Trainer, agreement: float | None) -> dict[str, Any]:
+    def _work(self, folder: Path) -> Work:
+        """What the answers of all ranks asked of people. Read from the store, so that a redone round counts alike."""
+        mine = sum((self.work(key, wanted) for key, wanted in self._queries(folder)), Work())
+        return Work(*all_reduce_sum(np.array(astuple(mine), np.int64)).tolist())
+
+    def _row(self, trainer: Trainer, agreement: float | None, work: Work) -> dict[str, Any]:
         """A row of the table of rounds; mIoU is that of the network that chose the pixels, before it saw them."""
+        if self.history:
+            work = work + Work(**{field.name: self.history[-1][field.name] for field in fields(Work)})
         return {
             "round": self.round,
             "step": trainer.global_step,
@@ -294,6 +316,8 @@ class Acquisition(Callback, ABC):
             "void": self.store.void(self.round),
             "pool_pixels": self._pool_pixels(),
             "balance": label_balance_entropy(torch.from_numpy(self.store.class_counts(self.round))),
+            **asdict(work),
+            "hours": round(self.cost.hours(work), 4),
             **({} if agreement is None else {"agreement": agreement}),
             **final_scores(trainer),
         }
@@ -324,15 +348,6 @@ def final_scores(trainer: Trainer, prefix: str = "val") -> dict[str, Any]:
         "worst_iou": scores[worst],
         **{name.removeprefix(f"{prefix}/"): float(metrics[name]) for name in further},
     }
-
-
-def probabilities_of(
-    module: LightningModule, image: Tensor, size: tuple[int, int], inference: Inference | None = None
-) -> Tensor:
-    """(C, *size) float32 of one normalised image (1, 3, H, W), on the module's device; `inference` None: as judged."""
-    predict: Any = module.predict_probabilities
-    predict = predict if inference is None else partial(predict, inference=inference)
-    return predict(image.to(module.device), size=size)[0, 0]
 
 
 def tracked(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:

@@ -59,11 +59,32 @@ def mutual_information(draws: Tensor, *, dim: int = -3) -> Tensor:
         (..., H, W) in [0, log min(C, K)]; rounding below 0 is clamped.
     """
     dim = _require_draws(draws, dim)
-    mean, mean_entropy = torch.zeros_like(_wide(draws[0])), torch.zeros(())
+    information = RunningInformation(len(draws), dim=dim)
     for draw in draws:
-        mean = mean + draw / len(draws)
-        mean_entropy = mean_entropy.to(mean) + _entropy(draw, dim) / len(draws)
-    return (_entropy(mean, dim) - mean_entropy).clamp_min(0).float()
+        information.add(draw)
+    return information.result()
+
+
+class RunningInformation:
+    """`mutual_information` of draws that come one by one: it holds as much as one draw, whatever their number.
+
+    Args:
+        draws: how many there will be.
+        dim: the class dimension of a draw, counted from the end.
+    """
+
+    def __init__(self, draws: int, *, dim: int = -3) -> None:
+        self._draws, self._dim = draws, dim
+        self._mean = self._mean_entropy = torch.zeros(())
+
+    def add(self, draw: Tensor) -> None:
+        """One more draw (..., C, H, W)."""
+        self._mean = self._mean + _wide(draw) / self._draws
+        self._mean_entropy = self._mean_entropy + _entropy(draw, self._dim) / self._draws
+
+    def result(self) -> Tensor:
+        """(..., H, W) once all draws are added."""
+        return (_entropy(self._mean, self._dim) - self._mean_entropy).clamp_min(0).float()
 
 
 def edald(draws: Tensor, fixed: Tensor, *, dim: int = -3) -> Tensor:

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from adaptseg.active.global_selection import GlobalSelector
-from adaptseg.active.ranks import checked_map
+from adaptseg.active.ranks import checked_map, score_keys, tie_rank
 from adaptseg.errors import AdaptSegError
 
-__all__ = ["GlobalSelector", "select_regions"]
+__all__ = ["GlobalSelector", "noise_within_best", "select_regions"]
 
 _CHUNK = 1 << 15  # candidates filtered at once; between two filters the scan meets pixels that were blanked meanwhile
 
@@ -54,6 +54,43 @@ def select_regions(
     order = _best(values.numpy().reshape(-1), choosable.reshape(-1), count * (2 * radius + 1) ** 2)
     picked = order[:count] if radius == 0 else _independent(order, (height, width), radius, count)
     return torch.as_tensor(np.stack(np.divmod(picked, max(width, 1)), axis=1))
+
+
+def noise_within_best(
+    score: torch.Tensor, count: int, noise: torch.Tensor, *, salt: int, forbidden: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The `noise` at the `count` best choosable pixels of one image, minus infinity elsewhere: picking by the result
+    picks at random among the best (PixelPick, Shin et al., ICCVW 2021: the top 5 % of an image).
+
+    Args:
+        score: (H, W) floating, higher = buy; minus infinity = not choosable. Any device. Compared as float32.
+        count: how many belong to the best; all choosable pixels if there are fewer. Equal scores: by a hash.
+        noise: (H, W) floating, finite.
+        salt: starts the hash of ties, see `ranks.salt_of`.
+        forbidden: (H, W) bool, True = not choosable.
+
+    Returns:
+        (H, W) in the dtype of `noise`, on the CPU.
+
+    Raises:
+        AdaptSegError: a NaN in the score, a negative count, or wrong shapes or dtypes.
+    """
+    if score.ndim != 2 or noise.shape != score.shape or count < 0:
+        raise AdaptSegError(
+            f"score is {tuple(score.shape)}, noise {tuple(noise.shape)}, count {count}; give two (H, W) and 0 or more"
+        )
+    values, choosable = checked_map(score, forbidden, "score")
+    candidates = np.flatnonzero(choosable).astype(np.uint32)
+    # The total order of the selection over the pool: score, then hash.
+    ranks = score_keys(values, choosable).reshape(-1)[candidates].astype(np.uint64) << np.uint64(32)
+    ranks |= tie_rank(salt, candidates)
+    if 0 < count < len(candidates):
+        candidates = candidates[np.argpartition(ranks, len(ranks) - count)[len(ranks) - count :]]
+    candidates = candidates[:count]
+    kept = torch.full(score.shape, -torch.inf, dtype=noise.dtype)
+    flat = torch.as_tensor(candidates.astype(np.int64))
+    kept.view(-1)[flat] = noise.cpu().reshape(-1)[flat]
+    return kept
 
 
 def _best(values: npt.NDArray[Any], choosable: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:

@@ -33,17 +33,37 @@ class ColorJitter:
             full circle. DAFormer: 0.2, DACS: 0.25.
         probability: of an image to be jittered at all. The release's `color_jitter_probability: 0.2` is the
             probability *not* to jitter.
+        brightness, contrast, saturation: s of that one in 0..1; null = strength.
+        hue: s of the hue in 0..0.5; null = strength.
+        grey: probability of an image to lose its colours after that, jittered or not.
     """
 
     strength: float = 0.2
     probability: float = 0.8
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    grey: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 0.5:
             raise AdaptSegError(
                 f"model.jitter.strength is {self.strength}; 0 to 0.5 is expected (hue turns half a circle at most)"
             )
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise AdaptSegError(f"model.jitter.{name} is {value}; 0 to {most:g} is expected, or null")
         _require_probability("model.jitter.probability", self.probability)
+        _require_probability("model.jitter.grey", self.grey)
+
+    @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        """Of brightness, contrast, saturation, hue."""
+        own = (self.brightness, self.contrast, self.saturation, self.hue)
+        brightness, contrast, saturation, hue = (self.strength if s is None else s for s in own)
+        return brightness, contrast, saturation, hue
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,19 @@ class Blur:
             )
 
 
+@dataclass(frozen=True)
+class Colors:
+    """Jitter, then blur, of the images of one pass.
+
+    Attributes:
+        jitter: null = none.
+        blur: null = none.
+    """
+
+    jitter: ColorJitter | None = None
+    blur: Blur | None = None
+
+
 class _Draws(NamedTuple):
     """What one image's uniform draws decide."""
 
@@ -77,6 +110,7 @@ class _Draws(NamedTuple):
     order: float
     blur: float
     sigma: float
+    grey: float
 
 
 DRAWS = len(_Draws._fields)
@@ -116,19 +150,22 @@ def strong_augmentation(
         for image, row in zip(images, rows, strict=True):
             draw = _Draws(*row)
             # At strength 0 the colours would still be rounded on their way through HSV.
-            if jitter is not None and jitter.strength > 0 and draw.jitter < jitter.probability:
+            if jitter is not None and any(jitter.strengths) and draw.jitter < jitter.probability:
                 colors = (image * scale + center).clamp(0, 1)
-                image = (_jittered(colors, draw, jitter.strength) - center) / scale
+                image = (_jittered(colors, draw, jitter.strengths) - center) / scale
+            if jitter is not None and draw.grey < jitter.grey:
+                image = (F.rgb_to_grayscale(image * scale + center, num_output_channels=3) - center) / scale
             if blur is not None and draw.blur < blur.probability:
                 image = _blurred(image, _between(*blur.sigma, draw.sigma))
             results.append(image)
     return torch.stack(results)
 
 
-def _jittered(image: Tensor, draw: _Draws, strength: float) -> Tensor:
+def _jittered(image: Tensor, draw: _Draws, strengths: tuple[float, float, float, float]) -> Tensor:
     """(3, H, W) in [0, 1] with the four adjustments in the drawn one of their 24 orders."""
-    low, high = 1 - strength, 1 + strength
     for adjustment in _ORDERS[int(draw.order * len(_ORDERS))]:
+        strength = strengths[adjustment]
+        low, high = 1 - strength, 1 + strength
         if adjustment == 0:
             image = F.adjust_brightness(image, _between(low, high, draw.brightness))
         elif adjustment == 1:

@@ -1,4 +1,4 @@
-"""Block masks of masked image consistency (MIC, Hoyer et al., CVPR 2023): which pixels the student may see."""
+"""Masks of masked image consistency (MIC, Hoyer et al., CVPR 2023): which pixels or tokens the student may see."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ def grid_size(size: tuple[int, int], block: int) -> tuple[int, int]:
     return max(round(height / block), 1), max(round(width / block), 1)
 
 
+def hidden_cells(draws: Tensor, ratio: float) -> Tensor:
+    """Hide each cell of a grid with probability `ratio`, independently: the cells whose draw is below it.
+
+    Args:
+        draws: (B, h, w) uniform in [0, 1).
+        ratio: share of the cells that is hidden, 0 (none) to 1 (all).
+
+    Returns:
+        (B, h, w) bool on the device of `draws`, True = hidden.
+
+    Raises:
+        AdaptSegError: `ratio` is outside 0..1.
+    """
+    if not 0 <= ratio <= 1:
+        raise AdaptSegError(f"mask ratio {ratio} given; a share of blocks between 0 and 1 is expected")
+    return draws < ratio
+
+
 def block_mask(draws: Tensor, size: tuple[int, int], ratio: float) -> Tensor:
     """Hide each block with probability `ratio`, independently.
 
@@ -44,7 +62,5 @@ def block_mask(draws: Tensor, size: tuple[int, int], ratio: float) -> Tensor:
     Raises:
         AdaptSegError: `ratio` is outside 0..1.
     """
-    if not 0 <= ratio <= 1:
-        raise AdaptSegError(f"mask ratio {ratio} given; a share of blocks between 0 and 1 is expected")
-    kept = (draws >= ratio).to(torch.uint8)  # interpolation knows no bool
+    kept = (~hidden_cells(draws, ratio)).to(torch.uint8)  # interpolation knows no bool
     return F.interpolate(kept.unsqueeze(1), size, mode="nearest").squeeze(1).bool()

@@ -14,17 +14,18 @@ from rich.table import Table
 from adaptseg import storage
 from adaptseg.active.advice import Gain, advice
 from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.active.spending import SPENDING, spending
 from adaptseg.active.stopping import stopped_note
 from adaptseg.callbacks.progress import RunProgress
 from adaptseg.data.pair import pair_of
 from adaptseg.loggers import CsvLogger
 
-COLUMNS = ("round", "step", "bought px", "of pool", "void px", "balance", "mIoU", "worst class", "IoU")
-WIDTHS = (5, 7, 12, 8, 10, 7, 6, 14, 6)
+COLUMNS = ("round", "step", "bought px", "of pool", "void px", "hours", "balance", "mIoU", "worst class", "IoU")
+WIDTHS = (5, 7, 12, 8, 10, 7, 7, 6, 14, 6)
 
 
 class Report(Callback):
-    """Prints tables, writes `rounds.csv` after each round and `result.json` at the end of a fit.
+    """Prints tables, writes `rounds.csv` and `spending.json` after each round and `result.json` at the end of a fit.
 
     After each round, and at the end, a line of advice says what further labels are expected to bring; where rounds are
     judged at the end alone, it comes then.
@@ -75,7 +76,7 @@ class Report(Callback):
         row = acquisition.history[-1]
         self._rounds_told = len(acquisition.history)
         self._print_rows(trainer, [row])
-        numbers = {f"round/{n}": float(row[n]) for n in ("spent", "void", "balance", "agreement") if n in row}
+        numbers = {f"round/{n}": float(row[n]) for n in ("spent", "void", "hours", "balance", "agreement") if n in row}
         if "agreement" in row:
             self._print(trainer, f"predictions on the pool agree with the round before by kappa {row['agreement']:.4f}")
         if acquisition.judged_in_rounds and "miou" in row:
@@ -84,7 +85,7 @@ class Report(Callback):
             numbers |= _gain_numbers(gain)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
-        _write_rounds(trainer, acquisition.history)
+        _write_rounds(trainer, acquisition)
 
     def _result(self, trainer: Trainer, acquisition: Acquisition | None) -> dict[str, Any]:
         """What `result.json` will hold. The last advice is logged here, since a checkpoint follows."""
@@ -146,7 +147,7 @@ class Report(Callback):
         if self.result is None:
             return
         if (acquisition := _acquisition(trainer)) is not None:
-            _write_rounds(trainer, acquisition.history)  # complete only now if all rounds are judged at the end
+            _write_rounds(trainer, acquisition)  # complete only now if all rounds are judged at the end
         if trainer.is_global_zero:
             storage.atomic_json(Path(trainer.default_root_dir) / "result.json", self.result)
 
@@ -224,6 +225,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['spent']:,}",
         f"{100 * row['spent'] / row['pool_pixels']:.2f}%",
         f"{row['void']:,}",
+        f"{row['hours']:,.2f}",
         f"{row['balance']:.3f}",
         f"{100 * row['miou']:.1f}" if has_scores else "",
         row["worst_class"] if has_scores else "",
@@ -242,7 +244,8 @@ def _line(cells: tuple[str, ...]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
-def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
+def _write_rounds(trainer: Trainer, acquisition: Acquisition) -> None:
+    history = acquisition.history
     if trainer.is_global_zero:
         text = io.StringIO()
         fields = dict.fromkeys(name for row in history for name in row)  # the first round has no network to judge
@@ -250,6 +253,10 @@ def _write_rounds(trainer: Trainer, history: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(history)
         storage.atomic_write(Path(trainer.default_root_dir) / "rounds.csv", text.getvalue())
+        strategy = {"class": type(acquisition).__name__, **acquisition.settings()}
+        storage.atomic_json(
+            Path(trainer.default_root_dir) / SPENDING, spending(history, cost=acquisition.cost, strategy=strategy)
+        )
 
 
 def write_scores(trainer: Trainer, split: str) -> None:

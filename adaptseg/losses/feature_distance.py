@@ -1,4 +1,6 @@
-"""Distance of encoder features to a frozen encoder's on things (Hoyer, Dai, Van Gool, DAFormer, CVPR 2022, 3.2)."""
+"""Distance of encoder features to a frozen encoder's: on things (Hoyer, Dai, Van Gool, DAFormer, CVPR 2022, 3.2), or
+everywhere through a projection (VFM-UDA++, arXiv 2503.10685).
+"""
 
 from __future__ import annotations
 
@@ -51,6 +53,29 @@ def feature_distance(
     squares = difference.square().sum(1)
     apart = chosen & (squares > 0)  # the slope of the root is infinite at 0: NaN, even times 0
     return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0).sum(), chosen.sum()
+
+
+def projected_distance(features: Tensor, reference: Tensor) -> Tensor:
+    """Mean over positions of 0.9 (1 - cosine similarity) + 0.1 (mean over channels of the smooth L1 distance).
+
+    As released by VFM-UDA++; smooth L1 turns from squares to absolute values at 1. Every position of every process
+    counts alike, so the mean over processes is the loss.
+
+    Args:
+        features: (B, D, h, w), projected to the reference's channels; half precision is computed in float32.
+        reference: (B, D, h, w) of the frozen encoder; a constant.
+
+    Returns:
+        () with gradient.
+    """
+    if features.ndim != 4 or features.shape != reference.shape:
+        raise AdaptSegError(
+            f"projected distance: features {tuple(features.shape)}, reference {tuple(reference.shape)}; give the same "
+            "(B, D, h, w) twice"
+        )
+    own, fixed = at_least_float32(features), at_least_float32(reference.detach())
+    apart = F.smooth_l1_loss(own, fixed, reduction="none").mean(1)
+    return (0.9 * (1 - F.cosine_similarity(own, fixed, dim=1)) + 0.1 * apart).mean()
 
 
 @torch.no_grad()

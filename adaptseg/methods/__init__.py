@@ -29,6 +29,7 @@ from adaptseg.methods.lessons import TaughtMasking as TaughtMasking
 from adaptseg.methods.optimization import Optimization as Optimization
 from adaptseg.methods.output_adaptation import Auxiliary as Auxiliary
 from adaptseg.methods.pixel_classifier import PixelClassifier as PixelClassifier
+from adaptseg.methods.projected_features import ProjectedDistance as ProjectedDistance
 from adaptseg.methods.self_training import SelfTraining as SelfTraining
 from adaptseg.methods.supervised import Supervised as Supervised
 from adaptseg.methods.training import Training as Training

@@ -116,12 +116,22 @@ class Method(Training):
 
     # ---- what `step` may use
 
-    def said(self, name: str, images: Tensor, samples: Sequence[int], *, by: Segmenter | None = None) -> TrainingPass:
-        """What the student, or the network `by`, says of normalised images (B, 3, H, W) in the pass of that name. Where
-        it looks closely, if it does, belongs to the sample numbers.
+    def said(
+        self,
+        name: str,
+        images: Tensor,
+        samples: Sequence[int],
+        *,
+        by: Segmenter | None = None,
+        token_mask: Tensor | None = None,
+    ) -> TrainingPass:
+        """What the student, or the network `by`, says of normalised images (B, 3, H, W) in the pass of that name, some
+        tokens (B, h, w) hidden. Where it looks closely, if it does, belongs to the sample numbers.
         """
         draw = partial(uniform_draws, self.seed, f"crop/{name}", samples)
-        return training_pass(by or self.student, images, draw, align_corners=self.inference.align_corners)
+        return training_pass(
+            by or self.student, images, draw, token_mask=token_mask, align_corners=self.inference.align_corners
+        )
 
     def weights_of(
         self, loss: str, log_probabilities: Tensor, labels: Tensor, *, objective: gbw.Objective = "cross_entropy"
@@ -177,18 +187,28 @@ class Method(Training):
         """Class probabilities (draws, B, C, *size) float32 of normalised images (B, 3, H, W).
 
         Args:
+            draws: passes; more than one needs a generator.
+            generator: on the CPU. With it every pass draws dropout anew, a mirrored or windowed reading included;
+                without, the pass is that of the evaluation.
             inference: how the network reads them; None: as in `model.inference`.
 
         Raises:
-            AdaptSegError: draws > 1, which needs a source of randomness that this method does not have.
+            AdaptSegError: draws without a generator, or by a network without dropout.
         """
-        if draws != 1 or generator is not None:
+
+        def read() -> Tensor:
+            return networks.predict_probabilities(self.evaluated, images, size=size, inference=given)
+
+        given = inference or self.inference
+        if generator is not None:
+            with networks.dropping(self.evaluated, generator):
+                return torch.stack([read() for _ in range(draws)])
+        if draws != 1:
             raise AdaptSegError(
                 f"{type(self).__name__} predicts without randomness; one draw without a generator is possible, "
-                f"{draws} {'without a' if generator is None else 'with a'} generator asked for"
+                f"{draws} without a generator asked for"
             )
-        given = inference or self.inference
-        return networks.predict_probabilities(self.evaluated, images, size=size, inference=given)[None]
+        return read()[None]
 
     def on_validation_epoch_start(self) -> None:
         self._prepare_metrics("val")

@@ -132,6 +132,8 @@ class DUDA(SelfTraining):
         self.large = self.student
         self.student = made(network, class_table, "model.network")
         acceleration.arrange(self.student)
+        if small_masking and masking is not None:
+            masking.check(self.student)
         if init_from is not None:
             start_from(self.student, init_from, class_table, keys=("model.network", "model.init_from"))
         self.distillation, self.small_masking = distillation, small_masking
@@ -181,7 +183,8 @@ class DUDA(SelfTraining):
         mixed = self.lessons.mixed(source, target, lesson, samples)
         if self.small_masking:
             assert self.masking is not None
-            said = self.said("small_masked", self.lessons.masked(target, self.masking, samples), samples)
+            image, token_mask = self.lessons.masked(target, self.masking, samples, self.student)
+            said = self.said("small_masked", image, samples, token_mask=token_mask)
             masked = taught_cross_entropy("small_masked", said, lesson, self.weights_of)
             logs["small_masked"] = masked.detach()
             self.descend(self.masking.weight * masked)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaptseg.augment.classmix import choose_half, class_mask, classes_present, paste
-from adaptseg.augment.color import DRAWS, Blur, ColorJitter, strong_augmentation
-from adaptseg.augment.masking import block_mask, grid_size
+from adaptseg.augment.color import DRAWS, Blur, ColorJitter, Colors, strong_augmentation
+from adaptseg.augment.masking import block_mask, grid_size, hidden_cells
 from adaptseg.data.batch import Batch, Labelled, Target
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.data.sampling import uniform_draws
@@ -25,7 +25,7 @@ from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.pseudo_labels import Scope, confidence_weights, pseudo_labels, with_bought
 from adaptseg.losses.reduce import any_over_ranks, mean_over_ranks
 from adaptseg.methods.training_pass import TrainingPass
-from adaptseg.networks import resize_logits
+from adaptseg.networks import Segmenter, require, resize_logits
 from adaptseg.networks.teacher import TeacherNorm
 
 
@@ -34,26 +34,32 @@ class Masking:
     """Masked-image consistency (MIC): the student labels target images of which it sees only some blocks.
 
     Attributes:
-        block: side of a block in pixels (64 at Cityscapes' full size, 32 at half of it).
+        block: side of a block in pixels (64 at Cityscapes' full size, 32 at half of it); or `token`: the network's own
+            tokens, each of which gives way to its mask token (VFM-UDA), where its encoder has tokens.
         ratio: share of blocks that are hidden (0.7).
         weight: of the loss (1).
         augment: jitter and blur the masked image too (off for Cityscapes to ACDC and Dark Zurich).
     """
 
-    block: int = 64
+    block: int | Literal["token"] = 64
     ratio: float = 0.7
     weight: float = 1.0
     augment: bool = True
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise AdaptSegError(f"model.masking.block is {self.block}; 1 or more pixels are expected")
+        if self.block != "token" and (isinstance(self.block, str) or self.block < 1):
+            raise AdaptSegError(f"model.masking.block is {self.block}; 1 or more pixels, or 'token', are expected")
         if not 0 < self.ratio < 1:
             raise AdaptSegError(f"model.masking.ratio is {self.ratio}; a share inside (0, 1) is expected")
         if self.weight <= 0:
             raise AdaptSegError(
                 f"model.masking.weight is {self.weight}; a positive number is expected, or model.masking: null"
             )
+
+    def check(self, student: Segmenter) -> None:
+        """Raise AdaptSegError unless `student` can be shown images masked like this."""
+        if self.block == "token":
+            require(student, "token_mask", "model.masking with block: token")
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,13 @@ class Lesson(NamedTuple):
     weights: Tensor
 
 
+class Masked(NamedTuple):
+    """Images (B, 3, H, W) of which a part is hidden: in the picture, or by a mask (B, h, w) bool of hidden tokens."""
+
+    image: Tensor
+    token_mask: Tensor | None
+
+
 class Exercise(NamedTuple):
     """Images (B, 3, H, W), the lesson they teach, and where they show the source (B, H, W) bool."""
 
@@ -142,19 +155,25 @@ class Lessons:
         weights = confidence_weights(confident, target.trusted, scope=self.confidence_scope, share=share)
         return Lesson(*with_bought(labels, weights, target.bought)), share
 
-    def masked(self, target: Target, masking: Masking, samples: Sequence[int]) -> Tensor:
-        """The target images (B, 3, H, W), augmented if asked for, with most blocks in the mean colour."""
+    def masked(self, target: Target, masking: Masking, samples: Sequence[int], student: Segmenter) -> Masked:
+        """The target images, augmented if asked for, with most blocks in the mean colour or most tokens hidden.
+
+        Args:
+            target: the images.
+            masking: what of them is hidden.
+            samples: sample numbers.
+            student: who will look at them; tokens are its own.
+        """
         image = self._augmented(target.image, "masked", samples) if masking.augment else target.image
         size = (image.shape[-2], image.shape[-1])
-        draws = uniform_draws(self.seed, "mask", samples, grid_size(size, masking.block))
-        kept = block_mask(draws.to(image.device, non_blocking=True), size, masking.ratio)
-        return image * kept[:, None]
+        grid = student.token_grid(size) if masking.block == "token" else grid_size(size, masking.block)
+        draws = uniform_draws(self.seed, "mask", samples, grid).to(image.device, non_blocking=True)
+        if masking.block == "token":
+            return Masked(image, hidden_cells(draws, masking.ratio))
+        return Masked(image * block_mask(draws, size, masking.ratio)[:, None], None)
 
     def _augmented(self, images: Tensor, stream: str, samples: Sequence[int]) -> Tensor:
-        draws = uniform_draws(self.seed, f"augment/{stream}", samples, (DRAWS,))
-        return strong_augmentation(
-            images, draws, jitter=self.jitter, blur=self.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        )
+        return colored(images, Colors(self.jitter, self.blur), self.seed, stream, samples)
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,20 @@ class MixedLessons(Lessons):
             present = any_over_ranks(present.any(0, keepdim=True))
         priority = uniform_draws(self.seed, "classmix", samples, (present.shape[1],))
         return class_mask(labels, choose_half(present, priority.to(labels.device, non_blocking=True)))
+
+
+def colored(images: Tensor, colors: Colors | None, seed: int, stream: str, samples: Sequence[int]) -> Tensor:
+    """Normalised images (B, 3, H, W) in other colours; as they are for None.
+
+    Args:
+        seed, stream, samples: whose draws decide; see `uniform_draws`.
+    """
+    if colors is None:
+        return images
+    draws = uniform_draws(seed, f"augment/{stream}", samples, (DRAWS,))
+    return strong_augmentation(
+        images, draws, jitter=colors.jitter, blur=colors.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
 
 
 def source_lesson(source: Labelled) -> Lesson:

@@ -107,6 +107,8 @@ class OutputAdaptation(Method):
         if auxiliary is not None:
             self.levels.append(Level(AUXILIARY, auxiliary.source_weight, auxiliary.adaptation_weight))
         self.masking = masking
+        if masking is not None:
+            masking.check(self.student)
         self.teacher = (
             None if masking is None else EMATeacher(self.student, alpha=masking.alpha, norm=masking.teacher_norm)
         )
@@ -155,8 +157,8 @@ class OutputAdaptation(Method):
             logs |= masked_logs
         return StepResult(loss, logs)
 
-    def _levels_of(self, images: Tensor) -> dict[str, Tensor]:
-        output = self.student(images)
+    def _levels_of(self, images: Tensor, token_mask: Tensor | None = None) -> dict[str, Tensor]:
+        output = self.student(images, token_mask=token_mask)
         levels = {MAIN: output.logits}
         if self.auxiliary is not None:
             levels[AUXILIARY] = output.auxiliary[self.auxiliary.output]
@@ -181,7 +183,7 @@ class OutputAdaptation(Method):
         assert self.teacher is not None
         lessons = masking.lessons(self.seed)
         lesson, share = lessons.taught(target, self.teacher.logits(target.image))
-        said = self._levels_of(lessons.masked(target, masking, samples))
+        said = self._levels_of(*lessons.masked(target, masking, samples, self.student))
         losses: dict[str, Tensor] = {}
         for level in self.levels:
             log_p, name = said[level.name], _named("masked", level)

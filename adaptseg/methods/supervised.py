@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from adaptseg.augment.color import Colors
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Target
 from adaptseg.errors import AdaptSegError
@@ -21,6 +22,7 @@ from adaptseg.losses.ripu import boundary_consistency, negative_learning
 from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.base import Method, StepResult
 from adaptseg.methods.class_weights import ClassWeights
+from adaptseg.methods.lessons import colored
 from adaptseg.methods.optimization import Optimization
 from adaptseg.methods.training_pass import TrainingPass, loss_names
 from adaptseg.networks import Inference
@@ -39,6 +41,7 @@ class Supervised(Method):
         class_weights: of both cross-entropies; null = 1 each.
         acceleration: compilation and memory format of the network.
         source_weight: of the source cross-entropy.
+        source_colors: of source images; null = as they are.
         target_weight: of the cross-entropy on bought target labels; 0 makes no target pass unless w_n needs it.
         least_bought: floor of that cross-entropy's denominator in pixels of the global batch. 1 is the mean over
             bought pixels; a larger floor keeps a lone pixel from carrying the full loss. The same for a detail crop.
@@ -63,6 +66,7 @@ class Supervised(Method):
         class_weights: ClassWeights | None = None,
         acceleration: Acceleration = Acceleration(),
         source_weight: float = 1.0,
+        source_colors: Colors | None = None,
         target_weight: float = 1.0,
         least_bought: int = 1,
         consistency_weight: float = 0.0,
@@ -88,7 +92,8 @@ class Supervised(Method):
             raise AdaptSegError(f"model.least_bought is {least_bought}; 1 or more pixels are expected")
         self.source_weight, self.target_weight, self.least_bought = source_weight, target_weight, least_bought
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
-        self.negative_threshold, self.fresh_rounds = negative_threshold, fresh_rounds
+        self.negative_threshold, self.source_colors = negative_threshold, source_colors
+        self.fresh_rounds = fresh_rounds
         self._first: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
@@ -120,7 +125,8 @@ class Supervised(Method):
             "negative": self.negative_weight,
         }
         if batch.source is not None:
-            said = self.said("source", batch.source.image, batch.samples)
+            image = colored(batch.source.image, self.source_colors, self.seed, "source", batch.samples)
+            said = self.said("source", image, batch.samples)
             losses["source"] = self._cross_entropy("source", said, batch.source.labels)
             if self.consistency_weight:
                 losses["consistency"] = global_mean(*boundary_consistency(said.log_p, batch.source.labels))

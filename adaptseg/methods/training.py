@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -81,6 +81,11 @@ class Training(LightningModule):
     def trained(self) -> ParameterParts:
         """The network that the optimiser updates."""
 
+    @property
+    def companions(self) -> Iterable[nn.Parameter]:
+        """Parameters beside those of `trained` that learn at its head's rate."""
+        return ()
+
     @abstractmethod
     def saved_networks(self) -> Mapping[str, tuple[str, SavedNetwork]]:
         """Name -> (prefix in the state dict, network) of everything that a checkpoint lets us rebuild."""
@@ -124,7 +129,7 @@ class Training(LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, schedule = self.optimization.build(self.trained, self.trainer.max_steps)
+        optimizer, schedule = self.optimization.build(self.trained, self.trainer.max_steps, companions=self.companions)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

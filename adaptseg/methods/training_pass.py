@@ -44,17 +44,23 @@ class TrainingPass(NamedTuple):
 
 
 def training_pass(
-    student: Segmenter, images: Tensor, draw: Callable[[tuple[int, ...]], Tensor], *, align_corners: bool = False
+    student: Segmenter,
+    images: Tensor,
+    draw: Callable[[tuple[int, ...]], Tensor],
+    *,
+    token_mask: Tensor | None = None,
+    align_corners: bool = False,
 ) -> TrainingPass:
     """One forward pass of normalised images (B, 3, H, W).
 
     Args:
         draw: shape to uniform numbers (B, *shape), for networks that look closely at a part of each image.
+        token_mask: (B, h, w) bool, the tokens to hide.
         align_corners: geometry of the up-sampling; the one that whole scenes are predicted with.
     """
     size = (images.shape[-2], images.shape[-1])
     crop = student.training_crop(size, draw)
-    output = student(images, crop=crop)
+    output = student(images, crop=crop, token_mask=token_mask)
     terms = student.loss_terms(output, size, crop)
     resized = (resize_logits(term.logits.float(), term.size, align_corners) for term in terms)
     predictions = [Prediction(term, logits.log_softmax(1)) for term, logits in zip(terms, resized, strict=True)]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.load import rebuild
-from adaptseg.networks.weights import first_line
 
 TIMESTEPS = 1000
 """Noise levels of the diffusion process: 0 is almost clean, 999 almost noise (DDPM, section 4)."""
@@ -77,7 +76,7 @@ class Denoiser(nn.Module):
             "head_dim": head_dim,
         }
         kinds = ["Attn" if level in attention else "" for level in range(len(channels))]
-        self.unet: Any = _diffusers().UNet2DModel(
+        self.unet: Any = diffusers_module().UNet2DModel(
             in_channels=3,
             out_channels=3,
             block_out_channels=tuple(channels),
@@ -147,46 +146,7 @@ def load_denoiser(checkpoint_or_run_dir: str | Path) -> Denoiser:
     return denoiser
 
 
-def read_unet(source: str) -> Any:
-    """A UNet2DModel on the CPU, in eval mode.
-
-    Args:
-        source: run directory or checkpoint of `Denoising`; a folder that diffusers saved (of the network, or of a
-            pipeline with `unet/`); or, if nothing of that name exists here, "owner/name" on the hub.
-
-    Raises:
-        AdaptSegError: nothing there, not a denoiser of RGB images without class labels, or no access to the hub.
-    """
-    path = Path(source)
-    folders = [folder for folder in (path, path / "unet") if (folder / "config.json").is_file()]
-    if folders:
-        unet = _from_pretrained(str(folders[0]), local=True)
-    elif path.exists():
-        unet = load_denoiser(path).unet
-    elif source.count("/") == 1 and not path.suffix and not source.startswith((".", "/", "~")):
-        unet = _from_pretrained(source, local=False)
-    else:
-        raise AdaptSegError(
-            f"unet: {source} does not exist; a run directory or checkpoint of Denoising, a folder of diffusers, or "
-            "owner/name on the hub is expected"
-        )
-    if unet.config.in_channels != 3 or getattr(unet, "class_embedding", None) is not None:
-        raise AdaptSegError(f"unet: {source} is no unconditional denoiser of RGB images")
-    return unet.eval()
-
-
-def _from_pretrained(name: str, *, local: bool) -> Any:
-    model = _diffusers().UNet2DModel
-    try:
-        # The memory-saving way needs accelerate, which nothing else here does.
-        return model.from_pretrained(name, local_files_only=local, low_cpu_mem_usage=False)
-    # The hub's client and diffusers raise OSError, ValueError, TypeError and classes of their own.
-    except Exception as error:
-        advice = "" if local else "; without access to the hub give a local folder or a run of Denoising"
-        raise AdaptSegError(f"unet: {name} cannot be read as a UNet2DModel: {first_line(error)}{advice}") from error
-
-
-def _diffusers() -> Any:
+def diffusers_module() -> Any:
     import diffusers
 
     return diffusers

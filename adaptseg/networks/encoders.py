@@ -55,7 +55,7 @@ def levels(encoder: str, output_stride: int = 32) -> list[Level]:
     published = ""
     try:
         with torch.device("meta"), torch.no_grad():
-            with _quietly():
+            with quietly():
                 if encoder.startswith("tu-"):
                     model: Any = timm.create_model(encoder[3:], features_only=True)
                     published = f" (timm: levels of strides {', '.join(map(str, model.feature_info.reduction()))})"
@@ -88,7 +88,7 @@ def making(what: str, encoder: str, *, from_hub: bool) -> Iterator[None]:
     """
     check_encoder(encoder)
     try:
-        with _quietly():
+        with quietly():
             yield
     # Only the user's names and numbers go in; what smp, timm and the hub's client raise on them has no common class.
     except Exception as error:
@@ -116,7 +116,8 @@ def check_encoder(encoder: str) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Without the renamings that smp and timm warn of; also on the meta device."""
     with warnings.catch_warnings(), _SchedulesOnCpu():
         # smp and timm warn here of their own renamings ("timm-", deprecated model names): not the user's doing.
         warnings.simplefilter("ignore")

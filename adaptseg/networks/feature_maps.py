@@ -10,6 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from adaptseg.data.sampling import generator
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.denoiser import TIMESTEPS, centred, check_size, noised, patch_size, read_unet
+from adaptseg.networks.adm_flags import AdmFlags
+from adaptseg.networks.denoiser import TIMESTEPS, centred, check_size, noised
 from adaptseg.networks.encoders import levels as encoder_levels
 from adaptseg.networks.encoders import make_encoder, stages
+from adaptseg.networks.unets import read_unet
 from adaptseg.networks.weights import load_encoder_weights
 from adaptseg.storage import content_hash
 
@@ -128,22 +131,29 @@ class DiffusionFeatures(FeatureMaps):
     up-sampler belongs to the last of its level. Maps come by timestep, then by block.
 
     Args:
-        unet: run directory or checkpoint of `Denoising`, a folder that diffusers saved, or "owner/name" on the hub.
+        unet: run directory or checkpoint of `Denoising`, a folder that diffusers saved, or "owner/name" on the hub;
+            with `adm`, a `.pt` file of guided-diffusion.
         timesteps: noise levels, 0 to 999; one pass each.
         blocks: decoder blocks to read. None: the published 5, 8, 12, 17 where there are 18 blocks, as in ADM at
             256x256; else the last of every level.
         seed: of the noise.
+        adm: the flags of a file of guided-diffusion (`configs/features/` has the published ones); None: another source.
 
     Raises:
-        AdaptSegError: no such network, a timestep or block it does not have.
+        AdaptSegError: no such network, one that wants class labels, a timestep or block it does not have.
     """
 
     def __init__(
-        self, unet: str, timesteps: Sequence[int] = (50, 150, 250), blocks: Sequence[int] | None = None, seed: int = 0
+        self,
+        unet: str,
+        timesteps: Sequence[int] = (50, 150, 250),
+        blocks: Sequence[int] | None = None,
+        seed: int = 0,
+        adm: AdmFlags | None = None,
     ) -> None:
-        network = read_unet(unet)
-        found = _decoder_blocks(network, unet)
-        chosen = _published_or_last(network, len(found)) if blocks is None else list(blocks)
+        readable = read_unet(unet, adm)
+        found = readable.blocks
+        chosen = _published_or_last(len(found), readable.levels) if blocks is None else list(blocks)
         if not timesteps or any(not 0 <= t < TIMESTEPS for t in timesteps):
             raise AdaptSegError(f"timesteps: {list(timesteps)} given, one or more of 0 to {TIMESTEPS - 1} expected")
         if not chosen or any(not 0 <= block < len(found) for block in chosen) or len(set(chosen)) < len(chosen):
@@ -152,8 +162,9 @@ class DiffusionFeatures(FeatureMaps):
                 "may be named once"
             )
         super().__init__([found[block][1] for block in chosen] * len(timesteps), seed)
-        self.source, self.timesteps, self.blocks = unet, tuple(timesteps), tuple(chosen)
-        self.unet: Any = network.requires_grad_(False)
+        self.source, self.adm, self.timesteps, self.blocks = unet, adm, tuple(timesteps), tuple(chosen)
+        self.unet: Any = readable.network.requires_grad_(False)
+        self._patch, self._architecture = 2 ** (readable.levels - 1), content_hash(readable.architecture)
         self._read = [found[block][0] for block in chosen]
         self.train(False)
 
@@ -168,53 +179,33 @@ class DiffusionFeatures(FeatureMaps):
         with _outputs(self.unet, self._read) as outputs, _stopping_after(last):
             self.unet(noised(clean, noise, timesteps), timesteps)
         self.forwards += len(clean)
-        return [outputs[name] for name in self._read]
+        return [outputs[name].float() for name in self._read]
 
     def check(self, size: tuple[int, int]) -> None:
-        check_size(size, patch_size(self.unet))
+        check_size(size, self._patch)
 
     def config(self) -> dict[str, Any]:
         arguments = {"unet": self.source, "timesteps": list(self.timesteps), "blocks": list(self.blocks)}
+        flags = {"class_path": "adaptseg.networks.AdmFlags", "init_args": asdict(self.adm)} if self.adm else None
         return {
             "class_path": "adaptseg.networks.feature_maps.DiffusionFeatures",
-            "init_args": {**arguments, "seed": self.seed},
+            "init_args": {**arguments, "seed": self.seed, "adm": flags},
         }
 
     def identity(self) -> dict[str, Any]:
-        architecture = {key: _plain(value) for key, value in self.unet.config.items() if not key.startswith("_")}
         return {
             "features": "diffusion",
             "weights": self._weights,
-            "architecture": content_hash(architecture),
+            "architecture": self._architecture,
             "timesteps": list(self.timesteps),
             "blocks": list(self.blocks),
             "seed": self.seed,
         }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _decoder_blocks(unet: Any, source: str) -> list[tuple[str, int]]:
-    """Name of the module whose output is the block's, and channels, of every decoder block."""
-    channels = list(reversed(unet.config.block_out_channels))
-    found: list[tuple[str, int]] = []
-    for level, stage in enumerate(unet.up_blocks):
-        kind = type(stage).__name__
-        if kind not in ("UpBlock2D", "AttnUpBlock2D"):
-            raise AdaptSegError(f"unet: {source} decodes by a {kind}; UpBlock2D and AttnUpBlock2D can be read")
-        inside = "attentions" if kind == "AttnUpBlock2D" else "resnets"
-        last = len(stage.resnets) - 1
-        found += [(f"up_blocks.{level}.{inside}.{i}", channels[level]) for i in range(last)]
-        found.append((f"up_blocks.{level}", channels[level]))
-    return found
-
-
-def _published_or_last(unet: Any, count: int) -> list[int]:
+def _published_or_last(count: int, levels: int) -> list[int]:
     if count == 18:
         return [5, 8, 12, 17]
-    levels = len(unet.up_blocks)
     return [count // levels * (level + 1) - 1 for level in range(levels)]
 
 

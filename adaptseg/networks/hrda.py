@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.daformer import DAFormerHead
+from adaptseg.networks.groups import encoder_layers
 from adaptseg.networks.normalization import Norm, replace_batch_norm
 from adaptseg.networks.padding import onto_image, pad
 from adaptseg.networks.segmenter import Argument, LossTerm, Output, Segmenter, resize_logits
@@ -24,7 +25,8 @@ class HRDA(Segmenter):
     """A segmenter that reads each image twice with the same weights: whole but smaller, and in windows at full size.
 
     fused = up((1 - A) context) + up(A) detail, where A in (0, 1) is what the context's features say of each class and
-    cell (paper, section 3.2). Logits have the stride of the wrapped network, counted in pixels of the full image.
+    cell (paper, section 3.2). Logits have the stride of the wrapped network, counted in pixels of the full image; where
+    it has none (a transformer with patches of 14 pixels), its logits are resized to the nearest whole one (inferred).
 
     In training, `crop` says where the one detail window of each image lies; A is 0 outside it. Without `crop`, windows
     that overlap cover the image, and their logits are averaged (3.3): pseudo-labels, validation, test. Nothing is
@@ -128,8 +130,9 @@ class HRDA(Segmenter):
         self._require_room(size)
         padded = pad(images, self._grid)
         # Means of 2x2 pixels at the published scale: what bilinear resizing by one half computes.
-        context = self.segmenter(F.avg_pool2d(padded, self._reduction))
-        logits = _at_least_float32(context.logits)
+        smaller = F.avg_pool2d(padded, self._reduction)
+        context = self.segmenter(smaller)
+        logits = self._on_grid(context.logits, smaller)
         attention = self._attend(context, (logits.shape[-2], logits.shape[-1]))
         fine = (padded.shape[-2] // self._stride, padded.shape[-1] // self._stride)
         if crop is None:
@@ -138,7 +141,8 @@ class HRDA(Segmenter):
             detail = onto_image(detail, self._stride, size)
         else:
             corners = self._corners(crop, len(images), size)
-            detail = _at_least_float32(self.segmenter(cut_windows(padded, corners, self.detail)).logits)
+            views = cut_windows(padded, corners, self.detail)
+            detail = self._on_grid(self.segmenter(views).logits, views)
             fused = fuse(
                 logits,
                 place_windows(detail, _divided(corners, self._stride), fine),
@@ -151,6 +155,11 @@ class HRDA(Segmenter):
         coarse = {**context.auxiliary, "context": logits, "attention": attention}
         auxiliary = {name: shown(cells) for name, cells in coarse.items()}
         return Output(shown(fused), context.features, {**auxiliary, "detail": detail})
+
+    def _on_grid(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The wrapped network's logits of `images`, at the whole stride."""
+        size = (images.shape[-2] // self._stride, images.shape[-1] // self._stride)
+        return resize_logits(_at_least_float32(logits), size)
 
     def _attend(self, context: Output, size: tuple[int, int]) -> Tensor:
         """A: (B, C, *size) in (0, 1)."""
@@ -168,7 +177,7 @@ class HRDA(Segmenter):
         corners = window_corners((images.shape[-2], images.shape[-1]), self.detail, self.window_stride)
         height, width = self.detail
         views = torch.cat([images[..., y : y + height, x : x + width] for y, x in corners])
-        logits = _at_least_float32(self.segmenter(views).logits)
+        logits = self._on_grid(self.segmenter(views).logits, views)
         mean = WindowMean((len(images), self.num_classes, *size), logits.dtype, logits.device)
         for corner, window in zip(_divided(corners, self._stride), logits.split(len(images)), strict=True):
             mean.add(corner, window)
@@ -223,6 +232,9 @@ class HRDA(Segmenter):
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         return self.segmenter.encoder_parameters()
+
+    def encoder_layers(self) -> list[list[nn.Parameter]]:
+        return encoder_layers(self.segmenter)
 
     def checkpoint_encoder(self) -> None:
         self.segmenter.checkpoint_encoder()
@@ -279,7 +291,7 @@ def _probe(segmenter: Segmenter) -> tuple[int, list[int]]:
             f"segmenter: HRDA's attention needs encoder features, and {type(segmenter).__name__} shows none; "
             "change the class_path of model.network.init_args.segmenter"
         )
-    return _PROBE // output.logits.shape[-1], [level.shape[1] for level in output.features[-4:]]
+    return round(_PROBE / output.logits.shape[-1]), [level.shape[1] for level in output.features[-4:]]
 
 
 def _divided(corners: list[Corner], stride: int) -> list[Corner]:

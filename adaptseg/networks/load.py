@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,18 +106,26 @@ def names(checkpoint_or_run_dir: str | Path) -> tuple[str, ...]:
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """Make the module that {"class_path": ..., "init_args": {...}} describes; arguments may be such dicts themselves.
+    """Make the module that {"class_path": ..., "init_args": {...}} describes; arguments may be such dicts themselves,
+    of modules or of dataclasses.
 
     Raises:
-        AdaptSegError: the class cannot be imported, is no `torch.nn.Module`, or does not take the arguments.
+        AdaptSegError: a class cannot be imported, is neither of these, or does not take the arguments.
     """
+    made = _made(config)
+    if not isinstance(made, nn.Module):
+        raise AdaptSegError(f"class_path: '{config['class_path']}' is not a network (a torch.nn.Module)")
+    return made
+
+
+def _made(config: Mapping[str, Any]) -> Any:
     class_path = str(config["class_path"])
     module, _, name = class_path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise AdaptSegError(f"class_path: '{class_path}' cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not (isinstance(cls, type) and (issubclass(cls, nn.Module) or is_dataclass(cls))):
         raise AdaptSegError(f"class_path: '{class_path}' is not a network (a torch.nn.Module)")
     arguments = {key: _build_nested(value) for key, value in config.get("init_args", {}).items()}
     try:
@@ -127,7 +136,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 def _build_nested(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return build(value) if "class_path" in value else {k: _build_nested(v) for k, v in value.items()}
+        return _made(value) if "class_path" in value else {k: _build_nested(v) for k, v in value.items()}
     return [_build_nested(v) for v in value] if isinstance(value, list) else value
 
 

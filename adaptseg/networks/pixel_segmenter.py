@@ -121,6 +121,8 @@ class PixelSegmenter(Segmenter):
         hidden: widths of the head's hidden layers; null = 128 and 32 below 30 classes, 256 and 128 from there on.
     """
 
+    shows_features = False
+
     def __init__(self, num_classes: int, features: FeatureMaps, hidden: Sequence[int] | None = None) -> None:
         super().__init__(num_classes)
         self.hidden = list(hidden) if hidden is not None else list(SMALL if num_classes < 30 else LARGE)

@@ -71,11 +71,13 @@ class Segmenter(nn.Module, ABC):
         pretrained: whether the encoder was given pre-trained weights when it was made; False in a network that `load`
             rebuilt, whatever its weights once started from.
         accepts: which optional arguments of `forward` the network can honour.
+        shows_features: whether it has encoder features to show, in `Output.features` and by `encoded`.
         auxiliary_losses: names of the predictions in `Output.auxiliary` that training judges too; see `loss_terms`.
         class_table, normalization: what the weights were trained for; None until `adaptseg.networks.load` sets them.
     """
 
     accepts: ClassVar[frozenset[Argument]] = frozenset()
+    shows_features: ClassVar[bool] = True
     auxiliary_losses: tuple[str, ...] = ()
     encoder: nn.Module
 
@@ -110,6 +112,14 @@ class Segmenter(nn.Module, ABC):
             draw: shape to uniform numbers (B, *shape) in [0, 1) on the CPU, a row for each sample of the batch.
         """
         return None
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the `token_mask` that belongs to images of `size` (H, W).
+
+        Raises:
+            AdaptSegError: the network has no tokens that could be hidden.
+        """
+        raise AdaptSegError(f"{type(self).__name__} has no tokens to hide; change the network's class_path")
 
     def loss_terms(self, output: Output, size: tuple[int, int], crop: Tensor | None) -> tuple[LossTerm, ...]:
         """What of a training pass on images of `size` a pixel loss judges: the answer first, then what the network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,24 @@ _STRIPPED = ("", "module.", "encoder.", "backbone.", "module.encoder.", "module.
 _ADDED = ("", "features.", "model.")
 """Prefixes under which smp keeps layers: torchvision's files of `features` alone lack the first, timm's the second."""
 
-_CLASSIFIER = ("classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.")
+_CLASSIFIER = (
+    "classifier.", "fc.", "_fc.", "last_linear.", "head.", "heads.", "conv_head.", "bn2.", "norm.", "fc_norm.",
+    "attn_pool.",
+)  # fmt: skip
 """What ImageNet files hold beyond the encoder: the classifier, and the layers timm puts right before it."""
 
 
-def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
+def load_encoder_weights(encoder: nn.Module, file: str | Path, *, optional: Collection[str] = ()) -> None:
     """Fill `encoder` from a .pth, .pt or .safetensors file of any float type (values are cast to the encoder's).
 
     Keys may carry or lack the prefixes above, and may spell timm's "stages.0" or "stages_0". Classifier layers that
     the encoder does not have are ignored, and `num_batches_tracked` may be absent. Pickles are read with
     `weights_only=True`: a file cannot run code.
+
+    Args:
+        encoder: what to fill.
+        file: the weights.
+        optional: keys that the file may lack; they stay as they are.
 
     Raises:
         AdaptSegError: names the file and the first keys that are missing, left over or wrongly shaped.
@@ -38,7 +46,20 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
     file = Path(file)
     wanted = encoder.state_dict()
     given = _match(_read(file), wanted)
-    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    spared = {k: v for k, v in wanted.items() if k in optional or k.endswith("num_batches_tracked")}
+    if found := misfit({**spared, **given}, wanted):
+        raise AdaptSegError(f"weights file {file} does not fit the encoder: it {found}; check `encoder` and `weights`")
+    # The plain method: smp's encoders override it and drop or rename keys of their own hub files.
+    nn.Module.load_state_dict(encoder, {**wanted, **given})
+
+
+def misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, shown: int = 3) -> str:
+    """What hinders given tensors from being loaded as the wanted ones, in words; empty if nothing does.
+
+    Float types may differ. Of each kind of fault (missing, left over, wrongly shaped) the first `shown` keys are named
+    and the others counted.
+    """
+    missing = [k for k in wanted if k not in given]
     unexpected = [k for k in given if k not in wanted]
     unfit = [
         f"{k} ({_form(given[k])} instead of {_form(wanted[k])})"
@@ -46,10 +67,7 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
         if k in given and not _interchangeable(given[k], wanted[k])
     ]
     problems = (("lacks", missing), ("has unknown", unexpected), ("has wrongly shaped", unfit))
-    if found := "; ".join(f"{what} {_some(keys)}" for what, keys in problems if keys):
-        raise AdaptSegError(f"weights file {file} does not fit the encoder: it {found}; check `encoder` and `weights`")
-    # The plain method: smp's encoders override it and drop or rename keys of their own hub files.
-    nn.Module.load_state_dict(encoder, {**wanted, **given})
+    return "; ".join(f"{what} {_some(keys, shown)}" for what, keys in problems if keys)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -115,6 +133,6 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
+def _some(keys: list[str], shown: int) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more

@@ -145,6 +145,8 @@ class Reference:
         if self.a.condition_on_source:
             known = torch.cat([known, self.model.source])
         features = self.all_features(points)
+        if self.a.global_by == "k_center":
+            return [points[i] for i in sorted(farthest_first(features, min(count, len(points)), known))]
         scale = self.scale(torch.cat([features, known]), f"global/{number}")
         chosen, _ = plain_loop(features, min(count, len(points)), scale, known)
         return [points[i] for i in sorted(chosen)]
@@ -246,6 +248,28 @@ def test_source_counts_as_covered(tmp_path: Path):
     with_source = run(tmp_path / "b", edald(condition_on_source=True))
     without = run(tmp_path / "c", edald())
     assert any((with_source[0][key] != without[0][key]).any() for key in SIZES)
+
+
+def farthest_first(features: Tensor, count: int, known: Tensor) -> list[int]:
+    """k-centre, distance by distance."""
+    centres, chosen = list(known.double()), list[int]()
+    x = features.double()
+    for _ in range(count):
+        if centres:
+            distance = torch.stack([(x - centre).norm(dim=1) for centre in centres]).amin(0)
+        else:
+            distance = -(x - x.mean(0)).norm(dim=1)
+        distance[chosen] = -math.inf
+        chosen.append(int(distance.argmax()))
+        centres.append(x[chosen[-1]])
+    return chosen
+
+
+@pytest.mark.parametrize("stages", [["local", "global"], ["local", "global", "score"]])
+def test_k_centre_in_place_of_global_herding(tmp_path: Path, stages: Any):
+    assert_as_written_out(tmp_path, edald(global_by="k_center", stages=stages))
+    with pytest.raises(AdaptSegError, match=r"active\.global_by is about global herding"):
+        edald(global_by="k_center", stages=["score"], first_round="random")
 
 
 @pytest.mark.parametrize("score", ["entropy", "edald", "random"])

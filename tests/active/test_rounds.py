@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections import namedtuple
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny import tiny_network
 
 from adaptseg import storage
 from adaptseg.active import CBDA
+from adaptseg.active.costs import LabelCost, Work
 from adaptseg.active.labels import LabelStore
 from adaptseg.active.rounds import final_scores
 from adaptseg.callbacks.report import Report
@@ -297,6 +299,7 @@ def test_history_rows(tmp_path: Path):
     before = 0
     for number, row in enumerate(acquisition.history, 1):
         spent = before + sum(int(mask.sum()) for mask in bought[number - 1].values())
+        work = Work(**{field.name: row[field.name] for field in fields(Work)})  # itself proved in test_costs.py
         assert row == {
             "round": number,
             "step": [5, 9, 12, 14, 15][number - 1],
@@ -305,6 +308,8 @@ def test_history_rows(tmp_path: Path):
             "void": store.void(number),
             "pool_pixels": sum(h * w for h, w in SIZES.values()),
             "balance": label_balance_entropy(torch.from_numpy(store.class_counts(number))),
+            **asdict(work),
+            "hours": round(LabelCost().hours(work), 4),
         }
         before = spent
 
@@ -425,6 +430,12 @@ def test_what_a_fit_leaves_on_disk(tmp_path: Path):
     assert result["steps"] == 20
     assert result["seconds"] > 0
     assert result["rounds"] == acquisition.history
+    spent = json.loads((tmp_path / "spending.json").read_text())
+    assert spent["strategy"] == {"class": "CBDA", **acquisition.settings()}
+    assert (
+        sum(row["regions"] for row in spent["rounds"]) == spent["total"]["regions"] == acquisition.history[1]["regions"]
+    )
+    assert spent["total"]["hours"] == acquisition.history[1]["hours"] > 0
     assert result["val"]["miou"] == final_scores(trainer)["miou"]
     assert set(result["val"]["iou"]) == set(TABLE.names)
     assert LabelStore.open(tmp_path / "labels").spent(2) == acquisition.history[-1]["spent"]

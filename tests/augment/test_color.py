@@ -14,7 +14,7 @@ from adaptseg.augment.color import DRAWS, Blur, ColorJitter, strong_augmentation
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
 
-JITTER_COIN, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, BLUR_COIN, SIGMA = range(DRAWS)
+JITTER_COIN, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, BLUR_COIN, SIGMA, GREY_COIN = range(DRAWS)
 MEAN, STD = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
@@ -31,8 +31,10 @@ def augmented(images: Tensor, draws: Tensor, jitter: ColorJitter | None = None, 
     return strong_augmentation(images, draws, jitter=jitter, blur=blur, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def jittered_by_hand(image: Tensor, row: list[float], strength: float) -> Tensor:
+def jittered_by_hand(image: Tensor, row: list[float], *strengths: float) -> Tensor:
+    """One strength for all, or four."""
     for adjustment in list(permutations(range(4)))[int(row[ORDER] * 24)]:
+        strength = strengths[adjustment % len(strengths)]
         span = 2 * strength * row[1 + adjustment]
         if adjustment == 3:
             image = F.adjust_hue(image, span - strength)
@@ -48,6 +50,21 @@ def test_jitter_against_torchvision_by_hand() -> None:
     for image, row, output in zip(images, draws.tolist(), result, strict=True):
         assert (output - jittered_by_hand(image, row, 0.4)).abs().max() < 2e-5  # hue is steep where saturation is low
         assert (output - image).abs().max() > 0.02
+
+
+def test_each_adjustment_may_have_its_own_strength_and_colours_be_lost() -> None:
+    images, draws = colors(50, seed=4), uniform(50, seed=4)
+    jitter = ColorJitter(probability=0.8, brightness=0.8, contrast=0.6, saturation=0.9, hue=0.4, grey=0.4)
+    result = augmented((images - MEAN) / STD, draws, jitter) * STD + MEAN
+    seen = set()
+    for image, row, output in zip(images, draws.tolist(), result, strict=True):
+        jitters, loses = row[JITTER_COIN] < 0.8, row[GREY_COIN] < 0.4
+        expected = jittered_by_hand(image, row, 0.8, 0.6, 0.9, 0.4) if jitters else image
+        if loses:
+            expected = (0.2989 * expected[0] + 0.587 * expected[1] + 0.114 * expected[2]).expand(3, -1, -1)
+        assert (output - expected).abs().max() < 2e-4
+        seen.add((jitters, loses))
+    assert len(seen) == 4
 
 
 def test_every_order_occurs_and_matters() -> None:
@@ -149,6 +166,9 @@ def test_autocast_changes_nothing() -> None:
         (lambda: ColorJitter(strength=-0.1), "model.jitter.strength"),
         (lambda: ColorJitter(strength=0.6), "model.jitter.strength"),
         (lambda: ColorJitter(strength=float("nan")), "model.jitter.strength"),
+        (lambda: ColorJitter(brightness=1.1), "model.jitter.brightness is 1.1; 0 to 1 is expected"),
+        (lambda: ColorJitter(hue=0.6), "model.jitter.hue is 0.6; 0 to 0.5"),
+        (lambda: ColorJitter(grey=-1), "model.jitter.grey"),
         (lambda: ColorJitter(probability=1.2), "model.jitter.probability"),
         (lambda: Blur(probability=-0.5), "model.blur.probability"),
         (lambda: Blur(sigma=(0.0, 1.0)), "model.blur.sigma"),

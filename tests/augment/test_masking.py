@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptseg.augment.masking import block_mask, grid_size
+from adaptseg.augment.masking import block_mask, grid_size, hidden_cells
 from adaptseg.errors import AdaptSegError
 
 
@@ -69,3 +69,23 @@ def test_wrong_numbers_are_refused() -> None:
     for ratio in (-0.1, 1.1, float("nan")):
         with pytest.raises(AdaptSegError, match="mask ratio"):
             block_mask(draws(1, 2, 2), (4, 4), ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.7, 1.0])
+def test_hidden_cells_are_those_whose_draw_is_below_the_ratio(ratio: float) -> None:
+    values = draws(2, 5, 7, seed=3).double()
+    values[0, 0, :3] = torch.tensor([0.3, 0.7, 0.0])  # a draw of exactly the ratio is kept
+    hidden = hidden_cells(values, ratio)
+    assert hidden.shape == values.shape
+    assert hidden.tolist() == [[[v < ratio for v in row] for row in image] for image in values.tolist()]
+    if ratio in (0.0, 1.0):
+        assert hidden.float().mean() == ratio
+
+
+def test_the_share_of_hidden_cells_is_the_ratio_within_its_spread() -> None:
+    shares = hidden_cells(draws(50, 80, 80, seed=4), 0.7).double().mean((1, 2))
+    spread = (0.7 * 0.3 / 80**2) ** 0.5
+    assert float((shares - 0.7).abs().max()) < 4 * spread
+    assert float(shares.std()) == pytest.approx(spread, rel=0.3)  # independent cells
+    with pytest.raises(AdaptSegError, match=r"mask ratio 1\.1"):
+        hidden_cells(draws(1, 1, 1), 1.1)

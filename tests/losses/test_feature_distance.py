@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.losses.feature_distance import feature_distance, majority_labels
+from adaptseg.losses.feature_distance import feature_distance, majority_labels, projected_distance
 from adaptseg.losses.reduce import global_mean
 
 THINGS = torch.tensor([False, True, False, True])
@@ -158,3 +158,26 @@ def test_no_synchronisation_with_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close([r.cpu() for r in result], list(expected))
+
+
+def test_projected_distance_against_naive_loops() -> None:
+    features, reference, _ = random_case(5)
+    features = (features * 2).requires_grad_()
+    total = 0.0
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                own, fixed = features[b, :, i, j].tolist(), reference[b, :, i, j].tolist()
+                dot = sum(x * y for x, y in zip(own, fixed, strict=True))
+                cosine = dot / math.sqrt(sum(x * x for x in own) * sum(y * y for y in fixed))
+                gaps = [abs(x - y) for x, y in zip(own, fixed, strict=True)]
+                smooth = sum(gap - 0.5 if gap > 1 else gap * gap / 2 for gap in gaps) / len(gaps)
+                total += 0.9 * (1 - cosine) + 0.1 * smooth
+    distance = projected_distance(features, reference.clone().requires_grad_())
+    assert float(distance.detach()) == pytest.approx(total / 24, rel=1e-9)
+    distance.backward()
+    assert features.grad is not None
+    assert float(projected_distance(reference, reference)) == pytest.approx(0, abs=1e-9)
+    assert projected_distance(features.detach().half(), reference.half()).dtype == torch.float32
+    with pytest.raises(AdaptSegError, match=r"projected distance: features \(2, 5, 3, 4\), reference \(2, 5, 4, 3\)"):
+        projected_distance(features, reference.mT)

@@ -72,6 +72,31 @@ def test_warm_up_is_linear_times_the_decay() -> None:
     assert Optimization(warmup_steps=50).factor(49, 20) >= 0  # longer than the run
 
 
+def test_the_decay_may_wait_for_the_end_of_the_warm_up() -> None:
+    """VFM-UDA's: linear to the full rate, then what is left of the line from 1 at step 0 to 0 at the end."""
+    rates = Optimization(warmup_steps=1500, warmup_start=1e-3, decay_in_warmup=False, power=1.0)
+    wanted = {0: 1e-3, 750: 0.5005, 1499: 0.999334, 1500: 0.9625, 20_000: 0.5, 39_999: 2.5e-5, 40_000: 0.0}
+    for step, factor in wanted.items():
+        assert rates.factor(step, 40_000) == pytest.approx(factor, rel=1e-6)
+
+
+def test_companions_learn_at_the_heads_rate_in_the_last_group() -> None:
+    beside = nn.Linear(2, 3)
+    settings = Optimization(lr=0.01, head_lr_factor=10, weight_decay=0.3, decay_norm_and_bias=False)
+    network = tiny_network(19)
+    optimizer, _ = settings.build(network, 100, companions=beside.parameters())
+    names = [group["name"] for group in optimizer.param_groups]
+    assert names == ["encoder", "encoder_no_decay", "head", "head_no_decay", "companion", "companion_no_decay"]
+    assert [group["lr"] for group in optimizer.param_groups[2:]] == pytest.approx([0.1] * 4)
+    assert optimizer.param_groups[-2]["params"] == [beside.weight]
+    assert [g["name"] for g in settings.build(network, 100)[0].param_groups] == names[:4]
+
+
+def test_rates_by_layer_need_layers() -> None:
+    with pytest.raises(AdaptSegError, match="layer_decay: the encoder of a TinySegmenter is not told apart in layers"):
+        Optimization(layer_decay=0.9).build(tiny_network(19), 100)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_groups_carry_rates_and_decay(name: Any) -> None:
     network = tiny_network(19)
@@ -149,6 +174,8 @@ def test_momentum_descends_like_the_textbook() -> None:
         ({"lr": 0.0}, r"model\.optimization\.lr is 0\.0"),
         ({"lr": -1.0}, r"model\.optimization\.lr is -1\.0"),
         ({"poly_horizon": 0.99}, r"poly_horizon is 0\.99"),
+        ({"layer_decay": 0.0}, r"layer_decay is 0\.0; a factor in \(0, 1\]"),
+        ({"layer_decay": 1.1}, r"layer_decay is 1\.1"),
         ({"name": "lion"}, r"model\.optimization\.name is 'lion'; 'sgd', 'adam' or 'adamw'"),
     ],
 )

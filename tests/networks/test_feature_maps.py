@@ -23,16 +23,18 @@ IMAGES = torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(2))
 def small_unet(widths: tuple[int, ...] = WIDTHS, **settings: Any) -> Any:
     """Three levels of three decoder blocks, attention on the coarsest, dropout."""
     down = ["DownBlock2D"] * (len(widths) - 1) + ["AttnDownBlock2D"]
+    kinds = {
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(kind.replace("Down", "Up") for kind in reversed(down)),
+    }
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         return diffusers.UNet2DModel(
             block_out_channels=widths,
             layers_per_block=2,
-            down_block_types=tuple(down),
-            up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down)),
             attention_head_dim=8,
             norm_num_groups=4,
-            **{"dropout": 0.5, **settings},
+            **{"dropout": 0.5, **kinds, **settings},
         )
 
 
@@ -87,6 +89,16 @@ def test_diffusion_maps_are_the_decoders_blocks(folder: str) -> None:
         wanted = decoder_by_hand(small_unet(), noisy, timestep)
         for found, block in zip(maps[first : first + 3], (8, 2, 4), strict=True):
             torch.testing.assert_close(found, wanted[block])
+
+
+def test_diffusers_blocks_that_step_up_inside_residual_blocks(tmp_path: Path) -> None:
+    down, up = ("ResnetDownsampleBlock2D",) * LEVELS, ("ResnetUpsampleBlock2D",) * LEVELS
+    unet = small_unet(down_block_types=down, up_block_types=up)
+    unet.save_pretrained(tmp_path)
+    features = DiffusionFeatures(str(tmp_path), timesteps=(50,), blocks=range(9), seed=4)
+    noisy = noised(centred(IMAGES), _noise(4, 0, 16, 32), torch.tensor([50, 50]))
+    for found, wanted in zip(features.maps(IMAGES), decoder_by_hand(unet, noisy, 50), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_default_blocks(folder: str, tmp_path: Path) -> None:
