@@ -81,6 +81,10 @@ def test_features_and_head_are_the_published_ones(name: str) -> None:
     features = config.model.init_args.network.init_args.features.init_args
     assert features.unet == f"models/{given.unet}"
     assert (list(features.timesteps), list(features.blocks)) == ([50, 150, 250], [5, 8, 12, 17])
+    overlay = "adm_lsun_bedroom" if name == "ade_bedroom" else "adm_256"
+    laid = load_recipe(CONFIGS / "features" / f"{overlay}.yaml")["model"]["init_args"]["network"]["init_args"]
+    recipe = load_recipe(FOLDER / f"{name}.yaml")["model"]["init_args"]["network"]["init_args"]
+    assert recipe["features"] == laid["features"]
     training = HeadTraining(**vars(config.model.init_args.training))
     assert (training.lr, training.least_lr, training.half_period) == (1e-3, 1e-6, 5)
     assert (training.weight_decay, training.patience, training.first_passes) == (1e-5, 50, 4)

@@ -53,6 +53,7 @@ def test_ten_pixels_of_each_image_in_each_round(name: str) -> None:
     assert active.round_steps(steps, tick) == [steps // 10 * number for number in range(10)]
     assert (active.score, active.first_round, active.unit, active.selection) == ("margin", "random", "pixel", "image")
     assert (active.balance, active.forbid_void, active.suppress_radius, active.rounding) == (False, True, 0, "exact")
+    assert active.random_within == 0.05
     assert active.total_budget(10**9, IMAGES[name]) == 100 * IMAGES[name]
     assert active.shares == pytest.approx([0.1] * 10)
 

@@ -44,8 +44,8 @@ class CBDA(DenseAcquisition):
         shares: share of the budget of each round, summing to 1; null = equal.
         score: what makes a pixel worth buying. `bald` (mutual information) and `power_bald` (a draw without replacement
             in proportion to it, by Gumbel noise) need a network with dropout.
-        draws: passes with dropout of `bald` and `power_bald`.
         first_round: `scored`, or `random` = by chance, whatever the score, since the network knows nothing (PixelPick).
+        draws: passes with dropout of `bald` and `power_bald`.
         mode: of the score `ripu`: `region` (RA) or `pixel` (PA).
         radius: k of the score's window and, for regions, of the square that is bought (side 2k + 1); RA: 1, PA: 32.
         unit: buy the (2k + 1)-sided square round a pick, clipped at the border, or the picked pixel alone.
@@ -83,8 +83,8 @@ class CBDA(DenseAcquisition):
         schedule: Schedule = "spread",
         shares: list[float] | None = None,
         score: Literal["random", "entropy", "margin", "least_confidence", "ripu", "bald", "power_bald"] = "ripu",
-        draws: int = 10,
         first_round: Literal["scored", "random"] = "scored",
+        draws: int = 10,
         mode: Literal["region", "pixel"] = "region",
         radius: int = 1,
         unit: Literal["region", "pixel"] = "region",
@@ -125,7 +125,8 @@ class CBDA(DenseAcquisition):
             stop=stop,
             seed=seed,
         )
-        self.unit, self.selection, self.rounding, self.first_round = unit, selection, rounding, first_round
+        self.first_round = first_round
+        self.unit, self.selection, self.rounding = unit, selection, rounding
         self.side = 2 * radius + 1 if unit == "region" else 1
         self.suppress_radius = self.side - 1 if suppress_radius is None else suppress_radius
         self.random_within, self.per_cost = random_within, per_cost

@@ -40,13 +40,13 @@ class Optimization:
         power: of the decay (1 - k / horizon) ** power.
         poly_horizon: horizon of the decay as a multiple of max_steps, at least 1; RIPU decays over 62,500 steps but
             stops at 40,000: 1.5625.
-        layer_decay: what the rate of an encoder's layer is of the next one's, in (0, 1]: layer l of 0 (what reads the
-            image) to L (the last block) learns at lr * layer_decay ** (L - l). For networks that tell layers apart
-            (ViTSegmenter); VFM-UDA++ 0.9.
         milestones: shares of the schedule, ascending inside (0, 1), each of which multiplies the rate by gamma.
         gamma: see `milestones`; in (0, 1].
         restarts: the whole schedule runs so many times, each in an equal part of max_steps: for a method that starts
             anew after each of so many rounds of labels.
+        layer_decay: what the rate of an encoder's layer is of the next one's, in (0, 1]: layer l of 0 (what reads the
+            image) to L (the last block) learns at lr * layer_decay ** (L - l). For networks that tell layers apart
+            (ViTSegmenter); VFM-UDA++ 0.9.
         fused: update all parameters in one kernel: a fifth of the time on a CPU, a launch or two on a GPU. Switch it
             off to clip gradients (`trainer.gradient_clip_val`) in 16-mixed precision: Lightning refuses both together.
     """
@@ -63,10 +63,10 @@ class Optimization:
     decay_in_warmup: bool = True
     power: float = 0.9
     poly_horizon: float = 1.0
-    layer_decay: float = 1.0
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     restarts: int = 1
+    layer_decay: float = 1.0
     fused: bool = True
 
     def __post_init__(self) -> None:
