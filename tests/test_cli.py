@@ -137,7 +137,7 @@ def test_print_config_is_a_config(tmp_path: Path):
         (["--seed_everything", "true"], r"seed: Expected int\. Got value: True"),
         (["--model.optimization.lr", "-1"], r"model\.optimization\.lr is -1(\.0)?; a positive number is expected"),
         pytest.param(
-            ["--model.optimization.name", "adam"],
+            ["--model.optimization.name", "lion"],
             r"model\.optimization\.name: Expected one of .*adam",
             marks=pytest.mark.slow,
         ),
