@@ -88,7 +88,7 @@ def while_validating() -> None:
 def while_scoring() -> None:
     from adaptseg.active import CBDA
 
-    _die_in(CBDA, "_score", lambda self, key, p: self.round == 1 and key.endswith("2"))
+    _die_in(CBDA, "_score", lambda self, method, key, *_: self.round == 1 and key.endswith("2"))
 
 
 def before_the_first_answer() -> None:
@@ -138,7 +138,7 @@ def after_the_first_manifest() -> None:
 def before_rounds_csv() -> None:
     from adaptseg.callbacks import report
 
-    _die_in(report, "_write_rounds", lambda trainer, history: len(history) == 2)
+    _die_in(report, "_write_rounds", lambda trainer, acquisition: len(acquisition.history) == 2)
 
 
 def _checkpoint(step: int) -> Callable[..., bool]:
