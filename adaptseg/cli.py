@@ -106,7 +106,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"adaptseg: error: {message}", file=sys.stderr)  # noqa: T201
+    sys.stderr.write(f"adaptseg: error: {message}\n")  # one write (`print` makes two): several processes may say it
     return 2
 
 
