@@ -201,7 +201,8 @@ class DomainPair(LightningDataModule):
             return
         if self.target_labels is not None:
             self.bought = LabelFolder(self.target_labels, self.class_table, self.pool.keys)
-        for drawn in (self.drawing.rare_classes(), self.drawing.balanced_scenes()):  # counted, or found wanting, before all else begins
+        # Counted, or found wanting, before all else begins.
+        for drawn in (self.drawing.rare_classes(), self.drawing.balanced_scenes()):
             if drawn is not None and (self.trainer is None or self.trainer.global_rank == 0):
                 for note in drawn.notes(self.class_table):
                     say(note)

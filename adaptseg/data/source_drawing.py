@@ -17,7 +17,7 @@ class SourceDrawing:
     """How a domain pair draws from its source. Arguments as of `DomainPair`; counts are made on first use.
 
     Raises:
-        AdaptSegError: a rule without a source or without crops to rule, a share out of range, or two rules for one draw.
+        AdaptSegError: a rule without a source or without crops, a share out of range, or two rules for one draw.
     """
 
     source: Scenes | None

@@ -20,8 +20,8 @@ Filter = Literal["bilinear", "bicubic"]
 
 
 class Geometry(NamedTuple):
-    """What is cut from a resized scene, the same for its image and its label maps; where it reaches beyond the scene, at
-    the right and below, there is padding."""
+    """What is cut from a resized scene, the same for its image and its label maps. What it has beyond the
+    scene, at the right and below, is padding."""
 
     top: int
     left: int
