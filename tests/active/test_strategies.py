@@ -97,6 +97,8 @@ def naive_balance(draws: np.ndarray) -> np.ndarray:
         total = entropy = 0.0
         for p in draws[:, :, y, x].T:
             m, v = p.mean(), max(p.var(ddof=1), 1e-9)
+            if m <= 1e-9:
+                continue
             a = m * m * (1 - m) / v - m
             total += min(m * stats.beta(a + 1, (1 / m - 1) * a).entropy(), 0) if a > 0 else math.nan
             entropy -= m * math.log(m)
