@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adaptseg.augment.color import Colors
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Target
+from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.reduce import global_mean
@@ -101,6 +102,11 @@ class Supervised(Method):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit":
+            data = pair_of(self.trainer)
+            for name, colors in (("source", self.source_colors), ("target", self.target_colors)):
+                if colors is not None and getattr(data, name) is None:
+                    raise AdaptSegError(f"model.{name}_colors changes images of data.{name}, which is null; drop one")
         if stage == "fit" and self.fresh_rounds:  # a checkpoint is read after this
             if all(getattr(callback, "state_key", None) != "active" for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
                 raise AdaptSegError("model.fresh_rounds is about rounds of bought labels; give an `active:` block")
