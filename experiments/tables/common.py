@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from adaptseg.active.labels import LabelStore
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 RESULTS = HERE / "results"
@@ -79,12 +81,21 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             "commit": environment["git"]["commit"],
             "packages": environment["packages"],
             "rounds": fit["rounds"],
+            "bought": bought(folder / "labels"),
             "val": fit["val"],
             "test": {key: value for key, value in test.items() if key != "checkpoint"},
         }
         path = result_path(table, row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def bought(labels: Path) -> dict[str, int] | None:
+    """Pixels of each class in a run's label store; None for a run that bought nothing."""
+    if not labels.exists():
+        return None
+    store = LabelStore.open(labels)
+    return dict(zip(store.class_table.names, store.class_counts(store.rounds).tolist(), strict=True))
 
 
 def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str]) -> Path:
