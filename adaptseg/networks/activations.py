@@ -59,14 +59,15 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, *
     if torch.compiler.is_compiling():  # which computes values again, but writes to buffers and lists once
         return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
-    def compute() -> Any:
+    def compute(*inputs: Any) -> Any:
         # HRNet's blocks write into the list that they are given: each computation gets a list of its own.
         return forward(*(list(given) if isinstance(given, list) else given for given in inputs), **options)
 
     def passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(block)
 
-    return checkpoint(compute, use_reentrant=False, context_fn=passes)
+    # Inputs are handed over, not enclosed: they say whose random state to keep, and writing to them is noticed.
+    return checkpoint(compute, *inputs, use_reentrant=False, context_fn=passes)
 
 
 @contextmanager

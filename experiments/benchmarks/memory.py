@@ -6,7 +6,8 @@
 
 Each cell is `adaptseg fit` on a recipe for a few steps, without burn-in, in a process of its own; it is kept in
 results/memory.json as soon as it is measured and not measured again. Seconds are the median step after the first,
-loading apart. On a CPU, memory is the highest sum of the bytes that torch allocates in the last step: activations and
+loading apart; on a CPU those of the processor, of all threads together, which other programs hardly change: set
+OMP_NUM_THREADS=1. On a CPU, memory is the highest sum of the bytes that torch allocates in the last step: activations and
 gradients, not the weights and moments that are there before; no other program changes it. On a GPU it is the peak of
 all that is allocated, as published logs count it. On Streets the batch is smaller than the recipe's, to take less time;
 published recipes run at their crops and batch sizes, on rendered scenes and from random weights.
@@ -99,8 +100,9 @@ class StepWatch(Callback):
         return step == trainer.max_steps and not torch.cuda.is_initialized()
 
     def _now(self, pl_module: LightningModule) -> float:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
+        if pl_module.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
 
