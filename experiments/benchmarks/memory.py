@@ -7,10 +7,10 @@
 Each cell is `adaptseg fit` on a recipe for a few steps, without burn-in, in a process of its own; it is kept in
 results/memory.json as soon as it is measured and not measured again. Seconds are the median step after the first,
 loading apart; on a CPU those of the processor, of all threads together, which other programs hardly change: set
-OMP_NUM_THREADS=1. On a CPU, memory is the highest sum of the bytes that torch allocates in the last step: activations and
-gradients, not the weights and moments that are there before; no other program changes it. On a GPU it is the peak of
-all that is allocated, as published logs count it. On Streets the batch is smaller than the recipe's, to take less time;
-published recipes run at their crops and batch sizes, on rendered scenes and from random weights.
+OMP_NUM_THREADS=1. On a CPU, memory is the highest sum of the bytes that torch allocates in the last step: activations
+and gradients, not the weights and moments that are there before; no other program changes it. On a GPU it is the peak
+of all that is allocated, as published logs count it. On Streets the batch is smaller than the recipe's, to take less
+time; published recipes run at their crops and batch sizes, on rendered scenes and from random weights.
 """
 
 from __future__ import annotations
