@@ -121,6 +121,10 @@ class PixelClassifier(Method):
     def weighted_losses(self) -> tuple[str, ...]:
         return ("source", "target")
 
+    @property
+    def descends(self) -> bool:
+        return False
+
     # ---- features
 
     def setup(self, stage: str) -> None:

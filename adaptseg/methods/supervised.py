@@ -125,6 +125,10 @@ class Supervised(Method):
     def weighted_losses(self) -> tuple[str, ...]:
         return loss_names(self.student, ("source", "target"))
 
+    @property
+    def descends(self) -> bool:
+        return False
+
     def step(self, batch: Batch) -> StepResult:
         losses: dict[str, Tensor] = {}
         weights = {
