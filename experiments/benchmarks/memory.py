@@ -1,4 +1,4 @@
-"""Peak memory and seconds of a training step per host and lever, for the README's table.
+"""Peak memory and seconds of a training step per host and lever, for the table of RESULTS.md.
 
     python experiments/benchmarks/memory.py                              # recipes on Streets, CPU
     python experiments/benchmarks/memory.py --device cuda --published    # recipes of configs/paper/ at their crops
@@ -40,7 +40,7 @@ from adaptseg.recipes import load_recipe, merge_recipes
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tables"))
 
-from common import REPOSITORY, write_into_readme  # noqa: E402  (the scripts of experiments/ are no package)
+from common import REPOSITORY, write_table  # noqa: E402  (the scripts of experiments/ are no package)
 
 RESULTS = HERE / "results" / "memory.json"
 BATCH = 2
@@ -197,7 +197,7 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 def write_table(results: dict[str, Any]) -> None:
     parts = [f"{name}:\n\n{table(cells, published='published' in name)}" for name, cells in results.items()]
-    write_into_readme("memory", "\n\n".join(parts))
+    write_table("memory", "\n\n".join(parts))
 
 
 def main() -> None:
