@@ -195,7 +195,7 @@ def _cell(found: dict[str, Any] | None) -> str:
     return f"{found['bytes'] / 1e6:,.0f} MB, {found['seconds']:.2f} s" if found else "out of memory"
 
 
-def write_table(results: dict[str, Any]) -> None:
+def write_page(results: dict[str, Any]) -> None:
     parts = [f"{name}:\n\n{table(cells, published='published' in name)}" for name, cells in results.items()]
     write_table("memory", "\n\n".join(parts))
 
@@ -225,7 +225,7 @@ def main() -> None:
             cells[host][lever] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{host:14s} {lever:16s} {_cell(found)}", flush=True)
-    write_table({name: cells for name, cells in results.items() if any(cells.values())})
+    write_page({name: cells for name, cells in results.items() if any(cells.values())})
 
 
 if __name__ == "__main__":
