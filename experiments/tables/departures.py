@@ -4,7 +4,7 @@
 
 DRIVING, RUN and the weights are those of low_budget.py. One fixed state (fixed_state.py) on each kind of features:
 MobileNetV2 on all training images, the denoiser on every fifth, as it is slow. Each group of measurements
-(departure_measures.py) leaves one small JSON in results/departures; only missing ones are run. About fifteen minutes on
+(departure_heads.py) leaves one small JSON in results/departures; only missing ones are run. About fifteen minutes on
 one thread.
 """
 
@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import departure_measures as measures
+import departure_choices as choices
+import departure_heads as heads
 from common import RESULTS, write_into_readme
+from departure_rows import markdown
 from fixed_state import State, make_state
 
 from adaptseg.data import Folder
@@ -62,16 +64,16 @@ class Bench:
 
 
 GROUPS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "scores_encoder": lambda b: measures.score_group(b.encoder_state),
-    "scores_denoiser": lambda b: measures.score_group(b.diffusion_state),
-    "herding": lambda b: measures.herding_group(b.encoder_state),
-    "first_round": lambda b: measures.first_round_group(b.diffusion_state, str(b.denoiser), b.pool),
-    "training": lambda b: measures.training_group(b.encoder_state, measures.Judge(b.encoder, b.split("val"))),
-    "evaluation": lambda b: measures.evaluation_group(
-        b.encoder_state, measures.Judge(b.encoder, b.split("val")), b.split("dusk_test")
+    "scores_encoder": lambda b: choices.score_group(b.encoder_state),
+    "scores_denoiser": lambda b: choices.score_group(b.diffusion_state),
+    "herding": lambda b: choices.herding_group(b.encoder_state),
+    "first_round": lambda b: choices.first_round_group(b.diffusion_state, str(b.denoiser), b.pool),
+    "training": lambda b: heads.training_group(b.encoder_state, heads.Judge(b.encoder, b.split("val"))),
+    "evaluation": lambda b: heads.evaluation_group(
+        b.encoder_state, heads.Judge(b.encoder, b.split("val")), b.split("dusk_test")
     ),
-    "denoiser_dropout": lambda b: measures.dropout_group(
-        b.diffusion_state, measures.Judge(b.diffusion, b.split("val")), b.diffusion
+    "denoiser_dropout": lambda b: heads.dropout_group(
+        b.diffusion_state, heads.Judge(b.diffusion, b.split("val")), b.diffusion
     ),
 }
 
@@ -85,7 +87,7 @@ def run_missing(bench: Bench, groups: list[str]) -> None:
         if result_file(group).exists():
             continue
         began = time.perf_counter()
-        found = measures.rounded(GROUPS[group](bench))
+        found = rounded(GROUPS[group](bench))
         seconds = round(time.perf_counter() - began, 1)
         stamp = environment()
         result = {"table": TABLE, "group": group, "seconds": seconds, "commit": stamp["git"]["commit"]}
@@ -93,6 +95,23 @@ def run_missing(bench: Bench, groups: list[str]) -> None:
         result_file(group).parent.mkdir(parents=True, exist_ok=True)
         result_file(group).write_text(json.dumps(result, indent=1) + "\n")
         print(f"{group}: {seconds} s", flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five digits, NaN to None, through lists and dictionaries."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.5g}")
+    return value
+
+
+def load() -> dict[str, Any]:
+    """What has been measured so far, by group."""
+    files = {group: result_file(group) for group in GROUPS}
+    return {group: json.loads(path.read_text())["measured"] for group, path in files.items() if path.exists()}
 
 
 def main() -> None:
@@ -105,6 +124,7 @@ def main() -> None:
     given = arguments.parse_args()
     if not given.print:
         run_missing(Bench(given.root, given.weights, given.denoiser), given.groups)
+    write_into_readme(TABLE, markdown(load()))
 
 
 if __name__ == "__main__":

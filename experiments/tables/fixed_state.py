@@ -1,7 +1,7 @@
 """One fixed state of low-budget buying on real photographs, and heads trained on it: what departures.py measures on.
 
 CamVid's training images at 128x128, 500 candidates of each, of which local herding keeps 10; five rounds of 37 pixels
-bought by herding; of the rest, half kept by global herding as candidates of the sixth round. No network has a say in it,
+bought by herding; of the rest, half kept by global herding as candidates of the sixth round. No head has a say in it,
 so it is the same for everything that is measured. Local picks are not renewed where pixels were bought.
 """
 

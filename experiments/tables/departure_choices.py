@@ -1,4 +1,5 @@
-"""What each departure of two-stage eDALD's released code changes on a fixed state, in numbers (for departures.py).
+"""What departures of two-stage eDALD's released code change in what is bought (for departures.py): scores, herding, and
+the features of the first round.
 
 Every function of a group returns {departure: numbers}; a list holds a value for each head, image or random state.
 """
@@ -15,23 +16,18 @@ from fixed_state import (
     CANDIDATES,
     LOCAL,
     PICKS,
-    ROUNDS,
+    SIZE,
     Lesson,
     State,
-    Table,
     bank_of,
     candidates_of,
-    confusions,
     drawn_features,
-    grid_table,
     herded,
     herded_image,
     learn,
-    make_state,
-    miou,
     yx,
 )
-from released_faults import FirstRoundFeatures, chunked_herding, dropout_on, float16_herding, mispaired
+from released_faults import FirstRoundFeatures, chunked_herding, float16_herding, mispaired
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -43,8 +39,7 @@ from adaptseg.data.scenes import Scenes
 from adaptseg.methods.head_training import HeadTraining
 from adaptseg.metrics import label_balance_entropy
 from adaptseg.networks.feature_bank import fixed_sample
-from adaptseg.networks.feature_maps import DiffusionFeatures, FeatureMaps
-from adaptseg.networks.pixel_segmenter import PixelHead
+from adaptseg.networks.feature_maps import DiffusionFeatures
 
 SEEDS = (0, 1, 2)
 DRAWS, DROPOUT = 5, 0.2
@@ -58,7 +53,8 @@ def spearman(a: Tensor, b: Tensor) -> float | None:
     """Rank correlation of two scores (n,); None where one of them ranks nothing."""
     if a.min() == a.max() or b.min() == b.max():
         return None
-    return float(spearmanr(a.double().numpy(), b.double().numpy()).statistic)
+    found: Any = spearmanr(a.double().numpy(), b.double().numpy())
+    return float(found.statistic)
 
 
 def top(score: Tensor, count: int) -> Tensor:
@@ -196,7 +192,7 @@ def _float16(state: State, images: Sequence[int], candidates: int, picks: int) -
     found: dict[str, list[float]] = {"in_common": [], "advantage": [], "tied": []}
     for image in images:
         key = state.keys[image]
-        x = state.bank.at(key, fixed_sample(0, "candidates", key, (128, 128), candidates))
+        x = state.bank.at(key, fixed_sample(0, "candidates", key, SIZE, candidates))
         random = torch.Generator().manual_seed(image)
         scale = median_length_scale(x, generator=random)
         exact, _ = max_herding(x, picks, length_scale=scale)
@@ -306,98 +302,3 @@ def _first_picks(points: Tensor, local: Tensor, positions: Tensor) -> Tensor:
     rows, order = local.flatten().sort()
     chosen = herded(points[rows].float(), PICKS, "global/0")
     return positions.flatten()[order[chosen]]
-
-
-# ---- heads: training, evaluation, void
-
-
-class Judge:
-    """mIoU on the val split, in per cent, of heads that read the same features."""
-
-    def __init__(self, features: FeatureMaps, scenes: Scenes) -> None:
-        self.features, self.scenes = features, scenes
-        self.keys = scenes.keys[::2]
-
-    def __call__(self, heads: Sequence[PixelHead]) -> list[float]:
-        return [miou(one) for one in confusions(self.features, self.scenes, self.keys, heads)]
-
-
-def training_group(state: State, judge: Judge) -> dict[str, Any]:
-    """Ways to train, and labels that the release would have: heads of three seeds each, judged on val."""
-    without_void = state.local[state.truth[state.local] != VOID].sort().values
-    allowed = without_void[herded(state.features(without_void), ROUNDS * PICKS, "global/0")]
-    long = HeadTraining(patience=None)
-    lessons: dict[str, tuple[Tensor, Lesson, list[Table] | None]] = {
-        "reference": (state.labelled, Lesson(), None),
-        "norm_grid": (state.labelled, Lesson(), [grid_table(state)]),
-        "norm_labelled": (state.labelled, Lesson(statistics="labelled"), None),
-        "no_early_stop": (state.labelled, Lesson(long, passes=25), None),
-        "one_fall": (state.labelled, Lesson(HeadTraining(patience=None, half_period=25), passes=25), None),
-        "pool_of_one": (state.labelled[: PICKS + ROUNDS - 1], Lesson(), None),
-        "no_void": (allowed, Lesson(), None),
-    }
-    found: dict[str, Any] = {}
-    for name, (points, lesson, tables) in lessons.items():
-        trained = [learn(state, points, seed, lesson, tables) for seed in SEEDS]
-        found[name] = {"miou": judge([one.last for one in trained]), "steps": [one.steps for one in trained]}
-        if name == "reference":
-            found["best_weights"] = {"miou": judge([one.best for one in trained]), "steps": found[name]["steps"]}
-    found["bought"] = {"ours": bought(state, state.labelled), "no_void": bought(state, allowed)}
-    return found
-
-
-def dropout_group(state: State, judge: Judge, denoiser: DiffusionFeatures) -> dict[str, Any]:
-    """Heads that learn from features with the denoiser's dropout on: three noisy tables in turn, a pass each."""
-    noisy = []
-    for seed in SEEDS:
-        state.bank.forget_maps()
-        with dropout_on(denoiser, seed):
-            points, norm = [], []
-            for key in state.keys:
-                extra = fixed_sample(0, "norm", key, (128, 128), state.table.norm.shape[1])
-                both = state.bank.at(key, torch.cat([yx(candidates_of(key)), extra])).half()
-                points.append(both[:CANDIDATES])
-                norm.append(both[CANDIDATES:])
-        noisy.append(Table(torch.cat(points), torch.stack(norm)))
-    found = {}
-    for name, tables in (("off", None), ("on", noisy)):
-        trained = [learn(state, state.labelled, seed, tables=tables).last for seed in SEEDS]
-        found[name] = {"miou": judge(trained)}
-    moved = [(one.points.float() * state.table.points.float()).sum(1).mean() for one in noisy]
-    return {**found, "cosine": [float(value) for value in moved]}
-
-
-def evaluation_group(state: State, judge: Judge, other: Scenes) -> dict[str, Any]:
-    """Counting training pixels, and absent classes as 0, with the reference heads; `other` is a second split."""
-    trained = [learn(state, state.labelled, seed) for seed in SEEDS]
-    heads = [one.last for one in trained]
-    found: dict[str, Any] = {}
-    for split, scenes, keys in (("val", judge.scenes, judge.keys), ("test", other, other.keys[::2])):
-        counts = confusions(judge.features, scenes, keys, heads)
-        names = scenes.class_table.names
-        found[split] = {
-            "images": len(keys),
-            "miou": [miou(one) for one in counts],
-            "absent_as_zero": [miou(one, absent=0) for one in counts],
-            "absent": [name for name, row in zip(names, counts[0].sum(1).tolist(), strict=True) if not row],
-        }
-        if split == "val":
-            pairs = zip(counts, trained, strict=True)
-            found[split]["with_training_pixels"] = [miou(one + lesson.confusion) for one, lesson in pairs]
-            found[split]["training_pixels"] = [int(one.confusion.sum()) for one in trained]
-            found[split]["pixels"] = int(counts[0].sum())
-    return found
-
-
-# ---- all of it
-
-
-def rounded(value: Any) -> Any:
-    """Floats to five digits, NaN to None, through lists and dictionaries."""
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.5g}")
-    return value
