@@ -20,7 +20,8 @@ RELEASED_DROPOUT = 0.1
 RELEASED_CHUNKS = 5
 """Chunks of global herding on Pascal-Context, at least (trap T13)."""
 RELEASED_CAP = 5_000 / 249_900
-"""Points a chunk is conditioned on at most, as a share of the points to choose from: 5,000 on Pascal-Context."""
+"""Of what earlier chunks chose, so many points are known to a chunk, as a share of the points to choose from: 5,000 on
+Pascal-Context. The 5,000 labelled points that it may know are never exceeded: no published run buys more."""
 
 
 def float16_herding(features: Tensor, picks: int, length_scale: float) -> tuple[Tensor, int]:
@@ -52,7 +53,7 @@ def chunked_herding(
     features: Tensor, picks: int, length_scale: float, conditioned_on: Tensor, generator: torch.Generator
 ) -> Tensor:
     """FAULT (T13): global herding in random chunks, each of which covers its own points only, with a proportional share
-    of the picks, and knows a random sample of what is labelled and of what earlier chunks chose.
+    of the picks, and knows what is labelled and a random sample of what earlier chunks chose.
 
     Args:
         features: (n, D).
@@ -68,11 +69,10 @@ def chunked_herding(
     chosen: list[Tensor] = []
     for chunk in torch.randperm(len(features), generator=generator).chunk(RELEASED_CHUNKS):
         earlier = torch.cat(chosen) if chosen else chunk[:0]
-        known = [
-            part[torch.randperm(len(part), generator=generator)[:cap]] for part in (conditioned_on, features[earlier])
-        ]
+        sample = earlier[torch.randperm(len(earlier), generator=generator)[:cap]]
+        known = torch.cat([conditioned_on, features[sample]])
         share = round(picks * len(chunk) / len(features))
-        found, _ = max_herding(features[chunk], share, length_scale=length_scale, conditioned_on=torch.cat(known))
+        found, _ = max_herding(features[chunk], share, length_scale=length_scale, conditioned_on=known)
         chosen.append(chunk[found])
     return torch.cat(chosen).sort().values
 
