@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from adaptseg import __version__
 from adaptseg.errors import AdaptSegError, of_ours
 
-VERBS = ("fit", "validate", "test", "predict", "job", "data", "measure", "export")
+VERBS = ("fit", "validate", "test", "predict", "job", "data", "export")
 
-OWN = {"job": "adaptseg.jobs", "measure": "adaptseg.measure", "export": "adaptseg.export"}
+OWN = {"job": "adaptseg.job_verb", "export": "adaptseg.export"}
 """Verbs that train nothing -> the module whose `run` does them; the others are those of `lightning_cli`."""
 
 HELP = f"""adaptseg {__version__}: segmentation models that must work in another domain, with no labels or very few
@@ -31,7 +31,6 @@ verbs
   data show  a contact sheet of scenes with their labels over them
                -n COUNT      scenes, shared out over the splits; default: 12
                -o PICTURE    default: sheet.png
-  measure    compare large and small network of a finished DUDA stage 1 on the target training images
   export     write one network of a run as safetensors, ONNX and torch.export, checked against the module
 
 where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metrics.csv, pictures
@@ -50,11 +49,9 @@ where a run lives: RUNS/<recipe>/<name>/ with config, labels, checkpoints, metri
 a staged recipe (`stages:`) is fitted stage by stage, each in RUNS/<recipe>/<name>/<stage>/; the same command skips what
 is done. Flags lie over all stages, --stages.NAME.KEY over one
 
-where those two find and leave things
-  --checkpoint P  a run directory or a checkpoint                            (measure, export)
-  --output P      the JSON of measure; the folder of export                  (measure, export)
-  --large P       another run's large network; --large-network NAME of it    (measure)
-  --divergence    also the mean KL of large and small network per class      (measure)
+what is exported, and where to
+  --checkpoint P  a run directory or a checkpoint                            (export)
+  --output P      a folder                                                   (export)
   --network NAME  which network of the checkpoint; default: student          (export)
   --formats F ..  of safetensors, onnx, pt2; default: all                    (export)
   --size H W      image size to count, time and check at                     (export)

@@ -1,18 +1,10 @@
-"""`adaptseg measure`: how differently a large and a small network label the target's training images, between the two
-stages of DUDA. Streams: one image and one (C, C) table in memory, however many images there are.
+"""How differently a large and a small network label the target's training images: the job between DUDA's two stages.
+Streams: one image and one (C, C) table in memory, however many images there are.
 """
 
 from __future__ import annotations
 
-import argparse
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import torch
-import yaml
-from jsonargparse._deprecated import JsonargparseDeprecationWarning
 from rich.progress import track
 from torch import Tensor
 
@@ -20,14 +12,10 @@ from adaptseg import networks
 from adaptseg.console import say
 from adaptseg.data import DomainPair
 from adaptseg.data.transforms import trusted_map
-from adaptseg.errors import AdaptSegError
 from adaptseg.jobs import Job, Workplace
-from adaptseg.lightning_cli import Parser
 from adaptseg.losses.inconsistency import divergence_by_class
 from adaptseg.measurement import Measurement
 from adaptseg.networks import Inference, Segmenter
-from adaptseg.options import OwnOptions
-from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 from adaptseg.tensors import likeliest
 
 
@@ -93,40 +81,13 @@ def measure(
     return (images, *counts.result())
 
 
-def compare(
-    checkpoint: str,
-    data: DomainPair,
-    *,
-    large: str | None = None,
-    large_network: str = "teacher",
-    inference: Inference = Inference(),
-    divergence: bool = False,
-    device: torch.device | str = "cpu",
-) -> Measurement:
-    """`measure` of a run's small student and a large network, with a progress bar.
-
-    Args:
-        large: the run directory or checkpoint that holds the large network; None = the same.
-        large_network: its name there.
-
-    Raises:
-        AdaptSegError: a checkpoint that is not there, lacks the network, or has other classes than the data.
-    """
-    table = data.class_table
-    teacher = networks.load(large or checkpoint, large_network, class_table=table)
-    student = networks.load(checkpoint, "student", class_table=table)
-    found = measure(teacher, student, data, inference=inference, divergence=divergence, device=device, progress=True)
-    return Measurement(
-        list(table.names), *found, large=f"{large or checkpoint} ({large_network})", small=f"{checkpoint} (student)"
-    )
-
-
 class MeasureInconsistency(Job):
-    """The stage between DUDA's two: `adaptseg measure` as a light job, which leaves `inconsistency.json`.
+    """Compares a run's small student with a large network; leaves `inconsistency.json`.
 
     Args:
         run: run directory or checkpoint of stage 1.
-        large, large_network: see `compare`.
+        large: another one, which holds the large network; None = the same.
+        large_network: its name there.
         inference: how scenes are read; a job does not see what `model.inference` of stage 1 says.
         divergence: also the mean KL per class, for `InconsistencyWeights` of kind `kl`.
     """
@@ -144,65 +105,22 @@ class MeasureInconsistency(Job):
         self.inference, self.divergence = inference, divergence
 
     def run(self, place: Workplace) -> None:
-        found = compare(
-            self.checkpoint,
-            place.require_data(),
-            large=self.large,
-            large_network=self.large_network,
+        """AdaptSegError for a checkpoint that is not there, lacks the network, or has other classes than the data."""
+        data = place.require_data()
+        table, source = data.class_table, self.large or self.checkpoint
+        large = networks.load(source, self.large_network, class_table=table)
+        small = networks.load(self.checkpoint, "student", class_table=table)
+        counted = measure(
+            large,
+            small,
+            data,
             inference=self.inference,
             divergence=self.divergence,
             device=place.device,
+            progress=True,
         )
-        _keep(found, place.folder / "inconsistency.json")
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb; AdaptSegError for everything the user can mend."""
-    options, rest = _options(verb, arguments)
-    configs, rest = take_configs(rest)
-    merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
-    data, inference = _built(merged, rest)
-    found = compare(
-        options.checkpoint,
-        data,
-        large=options.large,
-        large_network=options.large_network,
-        inference=inference,
-        divergence=options.divergence,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    _keep(found, Path(options.output))
-
-
-def _keep(found: Measurement, path: Path) -> None:
-    found.write(path)
-    agreed = float(found.confusion.diagonal().sum() / found.confusion.sum().clamp(min=1))
-    say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {path}")
-
-
-def _options(verb: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OwnOptions(prog=f"adaptseg {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--large")
-    parser.add_argument("--large-network", default="teacher")
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--divergence", action="store_true")
-    parser.add_argument("--device")
-    parser.add_argument("--root")
-    return parser.parse_known_args(arguments)
-
-
-def _built(merged: dict[str, Any], arguments: list[str]) -> tuple[DomainPair, Inference]:
-    """The data of a recipe, and the model's way of reading scenes; other keys do not matter here."""
-    if "data" not in merged:
-        raise AdaptSegError("no `data:` block is given: name the recipe of stage 1 with --config")
-    parser = Parser(allow_abbrev=False)
-    parser.add_subclass_arguments(DomainPair, "data")
-    parser.add_argument("--inference", type=Inference, default=Inference())
-    inference = merged.get("model", {}).get("init_args", {}).get("inference")
-    given = ["--data", yaml.safe_dump(merged["data"])]
-    given += ["--inference", yaml.safe_dump(inference)] if inference else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)  # as for the trainer's parser
-        built = parser.instantiate_classes(parser.parse_args([*given, *arguments]))
-    return built["data"], built["inference"]
+        said = f"{source} ({self.large_network})", f"{self.checkpoint} (student)"
+        found, path = Measurement(list(table.names), *counted, *said), place.folder / "inconsistency.json"
+        found.write(path)
+        agreed = float(found.confusion.diagonal().sum() / found.confusion.sum().clamp(min=1))
+        say(f"{found.images} images, {100 * agreed:.1f} % of pixels labelled alike: {path}")

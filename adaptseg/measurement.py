@@ -1,4 +1,4 @@
-"""What `adaptseg measure` found, between the two stages of DUDA, and the file it is kept in."""
+"""What `MeasureInconsistency` found between the two stages of DUDA, and the file it is kept in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptseg.losses.inconsistency import class_inconsistency, inconsistency_wei
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `adaptseg measure` found.
+    """What `MeasureInconsistency` found.
 
     Attributes:
         classes: names in train-id order.
@@ -66,7 +66,7 @@ class Measurement:
                 raise ValueError("its counts do not fit its classes")
             return cls(classes, int(document["images"]), confusion, divergence, document["large"], document["small"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise AdaptSegError(f"{path} was not written by `adaptseg measure`: {error}") from error
+            raise AdaptSegError(f"{path} was not written by the job MeasureInconsistency: {error}") from error
 
 
 def _or_null(values: Tensor) -> list[float | None]:

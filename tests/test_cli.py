@@ -61,7 +61,7 @@ def test_help_version_and_typos_need_no_torch(arguments: list[str]):
     if arguments == ["--version"]:
         assert said.strip() == package.__version__
     elif arguments == ["fitt"]:
-        verbs = "fit, validate, test, predict, job, data, measure, export"
+        verbs = "fit, validate, test, predict, job, data, export"
         assert said == f"adaptseg: error: unknown verb 'fitt'; one of {verbs} is expected (see adaptseg --help)\n"
     else:
         assert all(verb in said for verb in VERBS)

@@ -111,8 +111,7 @@ def test_every_overlay_parses_on_every_recipe(recipe: Path):
 
 @pytest.mark.parametrize("recipe", STAGED, ids=lambda path: path.stem)
 def test_every_stage_of_a_staged_recipe_parses(recipe: Path, tmp_path: Path):
-    from adaptseg import ensemble, measure  # noqa: F401  (jobs, by class name)
-    from adaptseg.jobs import _parser
+    from adaptseg.job_verb import job_parser
 
     names: list[str] = []
     for stage in read_stages([recipe], [], "/data"):
@@ -120,7 +119,7 @@ def test_every_stage_of_a_staged_recipe_parses(recipe: Path, tmp_path: Path):
         tokens = as_tokens(stage.flags, tmp_path, names)
         text = ["--config", yaml.safe_dump(resolved), *tokens]
         if stage.verb == "job":
-            assert _parser().parse_args(text).job is not None
+            assert job_parser().parse_args(text).job is not None
         else:
             assert ParseOnly(argparse.Namespace(), [recipe], ["fit", *text]).config.fit.model is not None
         names.append(stage.name)

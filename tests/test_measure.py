@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from test_export import saved
 from tiny import TinySegmenter
 
@@ -19,8 +18,8 @@ from adaptseg.data import DomainPair, Streets
 from adaptseg.measure import Counts, measure
 from adaptseg.measurement import Measurement
 from adaptseg.networks import Inference
-from adaptseg.recipes import load_recipe
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SIZE = (32, 64)
 CLASSES = STREETS.num_classes
 
@@ -95,31 +94,19 @@ def test_a_measurement_survives_its_file(tmp_path: Path) -> None:
     assert document["inconsistency"]["kl"] == [0.5, None]
 
 
-def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_over_the_recipe_of_stage_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = saved(tmp_path, sure(4, 1), sure(8, 2))
-    recipe = Path(__file__).parents[1] / "configs" / "duda_stage1.yaml"
-    flags = ["--config", str(recipe), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "m.json")]
-    flags += ["--data.target.count", "2", "--data.target.size", "[32, 64]", "--device", "cpu"]
-    assert main(["measure", *flags, "--large-network", "large"]) == 0, capsys.readouterr().err
-    found = Measurement.read(tmp_path / "m.json")
+    flags = ["--config", str(CONFIGS / "duda_stage1.yaml"), "--config", str(CONFIGS / "duda" / "measure.yaml")]
+    flags += ["--data.target.count", "2", "--data.target.size", "[32, 64]", "--accelerator", "cpu"]
+    flags += ["--job.run", str(checkpoint), "--folder", str(tmp_path / "measured")]
+    assert main(["job", *flags, "--job.large_network", "large", "--job.divergence", "true"]) == 0
+    said = capsys.readouterr().out
+    found = Measurement.read(tmp_path / "measured" / "inconsistency.json")
     assert (found.images, int(found.confusion.sum())) == (2, 2 * SIZE[0] * SIZE[1])
     assert found.classes == list(STREETS.names)
-    assert main(["measure", *flags]) == 2
+    assert found.divergence is not None
+    assert "2 images, " in said
+    assert main(["job", *flags]) == 2
     assert "has no network 'teacher'; it has large, student" in capsys.readouterr().err
-    assert main(["measure", "--checkpoint", "x"]) == 2
-    assert "--output" in capsys.readouterr().err
-
-
-def test_the_job_leaves_what_the_verb_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = saved(tmp_path, sure(4, 1), sure(8, 2))
-    given = ["--config", str(Path(__file__).parents[1] / "configs" / "duda_stage1.yaml")]
-    given += ["--data.target.count", "2", "--data.target.size", "[32, 64]"]
-    verb = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "m.json"), "--device", "cpu"]
-    assert main(["measure", *given, *verb, "--large-network", "large", "--divergence"]) == 0, capsys.readouterr().err
-    recipe = {"class_path": "MeasureInconsistency", "init_args": {"run": str(checkpoint), "large_network": "large"}}
-    overlay = tmp_path / "job.yaml"
-    data = load_recipe(Path(given[1]))["data"]
-    overlay.write_text(yaml.safe_dump({"data": data, "job": recipe}))
-    job = ["--config", str(overlay), *given[2:], "--job.divergence", "true", "--accelerator", "cpu"]
-    assert main(["job", *job, "--folder", str(tmp_path / "measured")]) == 0, capsys.readouterr().err
-    assert (tmp_path / "measured" / "inconsistency.json").read_bytes() == (tmp_path / "m.json").read_bytes()
+    assert main(["job", *flags[:2], "--folder", "x"]) == 2
+    assert "no `job:` block is given" in capsys.readouterr().err

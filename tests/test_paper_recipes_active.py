@@ -42,7 +42,7 @@ ROWS = {
     "ripu_40px": Row("DeepLabV2", 102.4, "pixels_per_image", 21, radius=32),
     "ripu_2_2pct": Row("DeepLabV2", 0.022, "fraction", 1026),
     "ripu_5pct": Row("WideDeepLabV3Plus", 0.05, "fraction", 2331),
-    "cbda": Row("WideDeepLabV3Plus", 0.05, "fraction", None),
+    **{f"cbda_{budget}pct": Row("WideDeepLabV3Plus", budget / 100, "fraction", None) for budget in (5, 10, 20)},
 }
 ALL = [(name, source) for name in ROWS for source in SOURCES]
 each = pytest.mark.parametrize(("name", "source"), ALL)
@@ -149,7 +149,7 @@ def test_acquisition_is_the_published_one(name: str, source: str) -> None:
     row, made = ROWS[name], acquisition(config_of(name, source).active)
     check_scored_as_released(made)
     assert (made.budget, made.budget_unit, made.radius) == (row.budget, row.unit, row.radius)
-    schedule = "spread" if name == "cbda" else "original"
+    schedule = "spread" if name.startswith("cbda") else "original"
     assert made.schedule == list(SCHEDULES[schedule])
     steps = {
         "original": [10_000, 12_000, 14_000, 16_000, 18_000],
@@ -179,17 +179,21 @@ def test_ripu_at_the_budgets_of_cbda(budget: float, expected: int) -> None:
     assert picks(acquisition(given)) == expected
 
 
-@pytest.mark.parametrize("budget", [0.1, 0.2])
-@pytest.mark.parametrize("schedule", ["original", "spread"])
-def test_flags_make_the_other_runs_of_cbda(budget: float, schedule: str, tmp_path: Path) -> None:
+def test_other_schedule_of_cbda_is_a_flag(tmp_path: Path) -> None:
     overlay = tmp_path / "flags.yaml"
-    overlay.write_text(yaml.safe_dump({"active": {"init_args": {"budget": budget, "schedule": schedule}}}))
-    plain, laid = config_of("cbda", "gta5"), parse(path("cbda", "gta5"), overlay)
-    made = acquisition(laid.active)
-    assert (made.budget, made.schedule) == (budget, list(SCHEDULES[schedule]))
-    assert (laid.model, laid.data) == (plain.model, plain.data)
-    laid.active.init_args.budget, laid.active.init_args.schedule = 0.05, "spread"
-    assert laid.active == plain.active
+    overlay.write_text(yaml.safe_dump({"active": {"init_args": {"schedule": "original"}}}))
+    plain, laid = config_of("cbda_20pct", "gta5"), parse(path("cbda_20pct", "gta5"), overlay)
+    assert acquisition(laid.active).schedule == list(SCHEDULES["original"])
+    laid.active.init_args.schedule = "spread"
+    assert laid == plain
+
+
+@each_source
+def test_recipes_of_cbda_differ_in_budget_alone(source: str) -> None:
+    first, *others = (config_of(f"cbda_{budget}pct", source) for budget in (5, 10, 20))
+    for other in others:
+        other.active.init_args.budget = 0.05
+        assert (other.model, other.data, other.active) == (first.model, first.data, first.active)
 
 
 @each_source

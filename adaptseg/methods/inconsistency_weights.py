@@ -22,10 +22,10 @@ from adaptseg.methods.class_weights import ConstantWeights
 
 
 class InconsistencyWeights(ConstantWeights):
-    """Weights measured once, between the two stages, by `adaptseg measure`; see `adaptseg.losses.inconsistency`.
+    """Weights measured once, between the two stages, by `MeasureInconsistency`; see `adaptseg.losses.inconsistency`.
 
     Args:
-        measurement: the JSON that `adaptseg measure` wrote.
+        measurement: the `inconsistency.json` of that job.
         kind: what counts as inconsistent: `iou`, `recall`, or `kl`, which the measurement must hold (inferred: `iou`).
         normalisation: of the inconsistencies (inferred: `mean1`, which keeps the scale of the loss).
         temperature: of `softmax`.
@@ -88,6 +88,6 @@ class InconsistencyWeights(ConstantWeights):
         if self.measurement.divergence is None:
             raise AdaptSegError(
                 f"model.class_weights.kind is 'kl', but {self.path} was measured without it: "
-                "run `adaptseg measure --divergence`"
+                "measure with the job's `divergence: true`"
             )
         return self.measurement.divergence

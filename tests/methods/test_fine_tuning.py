@@ -196,7 +196,7 @@ def test_a_teacher_of_another_recipe_is_told(stage1: str, tmp_path: Path) -> Non
 
 def test_bad_measurements_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
-    with pytest.raises(AdaptSegError, match="adaptseg measure --divergence"):
+    with pytest.raises(AdaptSegError, match="divergence: true"):
         prepared(InconsistencyWeights(path, kind="kl"))
     with pytest.raises(AdaptSegError, match="strength is 0"):
         InconsistencyWeights(path, strength=0)
@@ -204,7 +204,7 @@ def test_bad_measurements_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdaptSegError, match="is about a, b; class table"):
         prepared(InconsistencyWeights(path))
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(AdaptSegError, match="was not written by `adaptseg measure`"):
+    with pytest.raises(AdaptSegError, match="was not written by the job MeasureInconsistency"):
         InconsistencyWeights(str(tmp_path / "other.json"))
     with pytest.raises(AdaptSegError, match="does not exist"):
         InconsistencyWeights(str(tmp_path / "none.json"))
