@@ -103,9 +103,10 @@ def balanced_entropy(m: Measured) -> str:
 
 def author_denominator(m: Measured) -> str:
     name = "balanced_entropy_released"
+    share = both(m, name, "negative_denominator")
     return (
         f"Spearman {both(m, name, 'spearman', form='{:.2f}')}; {picks(m, name)}. The denominator is negative at "
-        f"{both(m, name, 'negative_denominator')} % of the candidates, which moves them from the last places to the first"
+        f"{share} % of the candidates, which moves them from the last places to the first"
     )
 
 
