@@ -48,13 +48,6 @@ class Judge:
         return [miou(one) for one in confusions(self.features, self.scenes, self.keys, heads)]
 
 
-@torch.no_grad()
-def share_right(state: State, points: Tensor, head: PixelHead) -> float:
-    """Per cent of the points, void left out, whose class a head says."""
-    points = points[state.truth[points] != VOID]
-    return 100 * float((head(state.features(points)).argmax(1) == state.truth[points]).double().mean())
-
-
 def training_group(state: State, judge: Judge) -> dict[str, Any]:
     """Ways to train, and labels that the release would have: heads of three seeds each, judged on val."""
     without_void = state.local[state.truth[state.local] != VOID].sort().values
@@ -69,15 +62,10 @@ def training_group(state: State, judge: Judge) -> dict[str, Any]:
         "pool_of_one": (state.labelled[: PICKS + ROUNDS - 1], Lesson(), None),
         "no_void": (allowed, Lesson(), None),
     }
-    every = torch.arange(0, len(state.truth), 20)
     found: dict[str, Any] = {}
     for name, (points, lesson, tables) in lessons.items():
         trained = [learn(state, points, seed, lesson, tables) for seed in SEEDS]
         found[name] = {"miou": judge([one.last for one in trained]), "steps": [one.steps for one in trained]}
-        found[name]["right"] = {
-            "labelled": [share_right(state, points, one.last) for one in trained],
-            "candidates": [share_right(state, every, one.last) for one in trained],
-        }
         if name == "reference":
             found["best_weights"] = {"miou": judge([one.best for one in trained]), "steps": found[name]["steps"]}
     found["bought"] = {"ours": bought(state, state.labelled), "no_void": bought(state, allowed)}

@@ -174,14 +174,9 @@ def denoiser_dropout(m: Measured) -> str:
 def schedule(m: Measured) -> str:
     group = m["training"]
     steps = mean(group["reference"]["steps"])
-    right = [
-        f"{mean(group[name]['right']['labelled'])} / {mean(group[name]['right']['candidates'])}"
-        for name in ("reference", "no_early_stop")
-    ]
     return (
         f"it stops after {steps} steps of 3,700. Weights of the least loss instead: {trained(m, 'best_weights')}; no "
-        f"early stop, 25 passes: {trained(m, 'no_early_stop')}; with one fall of the rate: {trained(m, 'one_fall')}. "
-        f"Per cent of labelled / other pixels that are right: {right[0]} with the stop, {right[1]} without"
+        f"early stop, 25 passes: {trained(m, 'no_early_stop')}; with one fall of the rate: {trained(m, 'one_fall')}"
     )
 
 
