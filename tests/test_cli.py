@@ -146,6 +146,10 @@ def test_print_config_is_a_config(tmp_path: Path):
         pytest.param(["--data.source", "Street"], r"data.*source.*Street", marks=pytest.mark.slow),
         (["--data.target.look", "rain"], r"data\.target\.look: Expected one of \['game'.*rain"),
         pytest.param(["--data.target.count", "0"], r"Streets: count is 0", marks=pytest.mark.slow),
+        (
+            ["--data.source", "null", "--model.consistency_weight", "0", "--model.source_colors", "{jitter: null}"],
+            r"model\.source_colors changes images of data\.source, which is null",
+        ),
         (["--model.init_from", "absent.ckpt"], r"absent\.ckpt does not exist"),
         (["--name"], r"--name: expected one argument"),
         pytest.param(["--fresh=yes"], r"--fresh", marks=pytest.mark.slow),

@@ -12,6 +12,7 @@ from test_configs import CONFIGS
 from test_paper_recipes import OnMeta, parsed, quiet
 
 from adaptseg.active import CBDA
+from adaptseg.augment.color import ColorJitter
 from adaptseg.methods import Supervised
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks import SmpSegmenter
@@ -56,6 +57,17 @@ def test_ten_pixels_of_each_image_in_each_round(name: str) -> None:
     assert active.random_within == 0.05
     assert active.total_budget(10**9, IMAGES[name]) == 100 * IMAGES[name]
     assert active.shares == pytest.approx([0.1] * 10)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_scenes_are_scaled_and_coloured_as_released(name: str) -> None:
+    config = parsed(FOLDER / f"{name}.yaml")
+    assert (tuple(config.data.init_args.scale), config.data.init_args.crop) == ((0.5, 2.0), None)
+    colors = config.model.init_args.target_colors
+    jitter = ColorJitter(**vars(colors.jitter))
+    assert (jitter.probability, jitter.strengths, jitter.grey) == (0.8, (0.8, 0.8, 0.8, 0.2), 0.2)
+    assert (colors.blur.probability, tuple(colors.blur.sigma)) == (0.5, (0.1, 2.0))
+    assert config.model.init_args.source_colors is None
 
 
 def test_data_are_the_published_ones() -> None:

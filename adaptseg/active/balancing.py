@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptseg.active.scores import box_mean
+from adaptseg.active.windows import box_mean
 from adaptseg.errors import AdaptSegError
 
 

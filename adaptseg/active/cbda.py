@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adaptseg.active import balancing
 from adaptseg.active.costs import LabelCost, Work, work_of_regions
-from adaptseg.active.dense import ClassTarget, DenseAcquisition, DensePredictor, Schedule
+from adaptseg.active.dense import MAYBE_NEGATIVE, ClassTarget, DenseAcquisition, DensePredictor, Schedule
 from adaptseg.active.oracles import Oracle
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.regions import dilate, squares
@@ -42,10 +42,11 @@ class CBDA(DenseAcquisition):
         schedule: `original`, `spread` (CBDA, section 4), `source_free` (RIPU), or a list of fractions of max_steps; 0 =
             before the first step.
         shares: share of the budget of each round, summing to 1; null = equal.
-        score: what makes a pixel worth buying. `bald` (mutual information) and `power_bald` (a draw without replacement
-            in proportion to it, by Gumbel noise) need a network with dropout.
+        score: what makes a pixel worth buying. `bald` (mutual information), `power_bald` (a draw without replacement in
+            proportion to it, by Gumbel noise) and `balanced_entropy` (BalEntAcq, ICLR 2023; on pixels: Didari et al.,
+            2024) need a network with dropout.
         first_round: `scored`, or `random` = by chance, whatever the score, since the network knows nothing (PixelPick).
-        draws: passes with dropout of `bald` and `power_bald`.
+        draws: passes with dropout of `bald`, `power_bald` and `balanced_entropy`.
         mode: of the score `ripu`: `region` (RA) or `pixel` (PA).
         radius: k of the score's window and, for regions, of the square that is bought (side 2k + 1); RA: 1, PA: 32.
         unit: buy the (2k + 1)-sided square round a pick, clipped at the border, or the picked pixel alone.
@@ -55,8 +56,9 @@ class CBDA(DenseAcquisition):
         rounding: of the number of picks per image: `exact` never exceeds the budget and makes up for what borders and
             earlier rounds lost; `ceil` is RIPU's release, slightly above the budget, for parity. `pool` is always
             exact.
-        random_within: in each image, pick at random among this share of its pixels, the best by score (PixelPick, ICCVW
-            2021: 0.05); needs `selection: image`. null = the best themselves.
+        random_within: pick at random among this share of each image's pixels, its best by score (PixelPick, ICCVW 2021:
+            0.05): the same number in every image, or, with `selection: pool`, by one draw over all of them (inferred:
+            for budgets below a pixel an image). null = the best themselves.
         per_cost: divide each region's score by what labelling it would cost by `cost` if the predicted classes were its
             labels: gain per second instead of gain per pixel (inferred).
         balance: multiply scores with class weights from the labels bought so far (CB).
@@ -82,7 +84,9 @@ class CBDA(DenseAcquisition):
         budget_unit: Literal["fraction", "pixels", "pixels_per_image", "hours"] = "fraction",
         schedule: Schedule = "spread",
         shares: list[float] | None = None,
-        score: Literal["random", "entropy", "margin", "least_confidence", "ripu", "bald", "power_bald"] = "ripu",
+        score: Literal[
+            "random", "entropy", "margin", "least_confidence", "ripu", "bald", "power_bald", "balanced_entropy"
+        ] = "ripu",
         first_round: Literal["scored", "random"] = "scored",
         draws: int = 10,
         mode: Literal["region", "pixel"] = "region",
@@ -151,9 +155,6 @@ class CBDA(DenseAcquisition):
             f"active.random_within is {within}; null or a share in (0, 1] is expected": (
                 within is not None and not 0 < within <= 1
             ),
-            "active.random_within picks in each image, which belongs to active.selection: image": (
-                within is not None and self.selection == "pool"
-            ),
             "active.random_within picks at random among the best by score, but active.score is random already": (
                 within is not None and self.score == "random"
             ),
@@ -161,8 +162,8 @@ class CBDA(DenseAcquisition):
             "or active.unit: pixel": self.budget_unit == "hours" and self.unit == "region",
             "active.per_cost divides by what a region costs, but single pixels all cost the same; give active.unit: "
             "region": self.per_cost and self.unit == "pixel",
-            "active.per_cost divides scores of 0 or more; power_bald has negative ones": (
-                self.per_cost and self.score == "power_bald"
+            f"active.per_cost divides scores of 0 or more; {self.score} has negative ones": (
+                self.per_cost and self.score in MAYBE_NEGATIVE
             ),
         }
 
@@ -234,10 +235,9 @@ class CBDA(DenseAcquisition):
 
     def _picks_per_image(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, Tensor]]:
         pixels, images = self.pool_totals()
-        for key, score in self.scored(trainer, module):
-            size = self.store.sizes[key]
-            budget = self.total_budget(pixels, images) * math.prod(size) / pixels
-            yield key, self._best_of_image(key, score, self._count_per_image(key, budget))
+        for key, score, forbidden in self._ranked(trainer, module):
+            budget = self.total_budget(pixels, images) * score.numel() / pixels
+            yield key, self._best_of_image(key, score, forbidden, self._count_per_image(key, budget))
 
     def _count_per_image(self, key: str, budget: float) -> int:
         if self.rounding == "ceil":
@@ -252,11 +252,11 @@ class CBDA(DenseAcquisition):
         wanted = balancing.round_budget(self.total_budget(pixels, images), self.round + 1, self.shares, spent)
         count = wanted // self.side**2
         with GlobalSelector(count, scratch=folder, seed=self.seed + self.round) as selector:
-            for key, score in self.scored(trainer, module):
+            for key, score, forbidden in self._ranked(trainer, module):
                 if self.suppress_radius == 0 and self.max_share_per_image == 1:
-                    selector.add(key, score, torch.from_numpy(self._forbidden(key)))
+                    selector.add(key, score, forbidden)
                 else:
-                    yx = self._best_of_image(key, score, count)
+                    yx = self._best_of_image(key, score, forbidden, count)
                     selector.add_points(key, yx, score[yx[:, 0], yx[:, 1]], self.store.sizes[key])
             yield from selector.finish()
             if selector.shortfall and trainer.is_global_zero:
@@ -265,15 +265,20 @@ class CBDA(DenseAcquisition):
                     stacklevel=2,
                 )
 
-    def _best_of_image(self, key: str, score: Tensor, count: int) -> Tensor:
+    def _ranked(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(key, what ranks its pixels (H, W), bool (H, W) that closes some) of this rank's share of the pool."""
+        for key, score in self.scored(trainer, module):
+            forbidden = torch.from_numpy(self._forbidden(key))
+            if self.random_within is not None:
+                best = round(self.random_within * score.numel())
+                noise, salt = self.noise(key, "/within"), salt_of(self.seed + self.round, key)
+                score = noise_within_best(score, best, noise, salt=salt, forbidden=forbidden)
+            yield key, score, forbidden
+
+    def _best_of_image(self, key: str, score: Tensor, forbidden: Tensor, count: int) -> Tensor:
         """Up to `count` centres of one image, best first, within the image's own cap."""
         cap = int(self.max_share_per_image * score.numel()) - self.store.spent_on(key, self.round)
         count = min(count, max(cap, 0) // self.side**2)
-        forbidden = torch.from_numpy(self._forbidden(key))
-        if self.random_within is not None:
-            best = round(self.random_within * score.numel())
-            noise, salt = self.noise(key, "/within"), salt_of(self.seed + self.round, key)
-            score = noise_within_best(score, best, noise, salt=salt, forbidden=forbidden)
         return select_regions(score, count, suppress_radius=self.suppress_radius, forbidden=forbidden)
 
     def _forbidden(self, key: str) -> NDArray[np.bool_]:

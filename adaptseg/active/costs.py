@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adaptseg.active.scores import box_mean
+from adaptseg.active.windows import box_mean
 from adaptseg.errors import AdaptSegError
 
 

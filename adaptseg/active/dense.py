@@ -33,8 +33,10 @@ SCHEDULES = {
     # RIPU without source data: before the first step, then at iterations 2k, 4k, 6k, 8k of 30k (data.tick: 2000).
     "source_free": (0.0, 1 / 15, 2 / 15, 3 / 15, 4 / 15),
 }
-BY_DROPOUT = ("bald", "power_bald")
+BY_DROPOUT = ("bald", "power_bald", "balanced_entropy")
 """Scores that need several passes with dropout."""
+MAYBE_NEGATIVE = ("power_bald", "balanced_entropy")
+"""Scores that no weight below 1 can rank."""
 SNAPSHOTS = 4
 """Pool images whose score maps are kept for pictures."""
 
@@ -114,7 +116,7 @@ class DenseAcquisition(Acquisition):
                 self.score in BY_DROPOUT and self.draws < 2
             ),
             f"active.balance weights scores of 0 or more; {self.score} has negative ones, which no weight can rank": (
-                self.balance and self.score == "power_bald"
+                self.balance and self.score in MAYBE_NEGATIVE
             ),
             f"active.epsilon is {self.epsilon}; a weight in (0, 1] is expected": not 0 < self.epsilon <= 1,
         }
@@ -216,10 +218,12 @@ class DenseAcquisition(Acquisition):
             case "least_confidence":
                 return scores.least_confidence(probabilities)
             case "bald":
-                return self._information(method, key, image)
+                return self._drawn(scores.RunningInformation(self.draws), method, key, image)
             case "power_bald":
-                information = self._information(method, key, image)
+                information = self._drawn(scores.RunningInformation(self.draws), method, key, image)
                 return scores.power_score(information, self.noise(key).to(information.device))
+            case "balanced_entropy":
+                return self._drawn(scores.RunningBalance(self.draws), method, key, image)
             case _:
                 return scores.ripu(probabilities, self.radius, mode=self.mode)
 
@@ -227,14 +231,13 @@ class DenseAcquisition(Acquisition):
         """(H, W) float32 uniform in [0, 1), a pure function of seed, round and image; another one for each `use`."""
         return scores.random_score(self.store.sizes[key], seed=self.seed, round=self.round, key=key + use)
 
-    def _information(self, method: DensePredictor, key: str, image: Tensor) -> Tensor:
-        """BALD by dropout: a pass's masks depend on (seed, round, image, pass) alone, whoever scores the image."""
-        information = scores.RunningInformation(self.draws)
+    def _drawn(self, score: scores.RunningScore, method: DensePredictor, key: str, image: Tensor) -> Tensor:
+        """A score of passes with dropout. Masks depend on (seed, round, image, pass) alone, whoever scores it."""
         for draw in range(self.draws):
             salt = salt_of(self.seed, f"{self.round}/{key}/{draw}")
             generator = torch.Generator().manual_seed(salt % 2**63)
-            information.add(self.probabilities(method, key, image, generator))
-        return information.result()
+            score.add(self.probabilities(method, key, image, generator))
+        return score.result()
 
     def valued(self, score: Tensor, predicted: Tensor, weights: Tensor | None) -> Tensor:
         """What a pixel is worth: its score (H, W) times the weight of its predicted class, on the device of both."""

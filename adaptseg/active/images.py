@@ -42,8 +42,9 @@ class WholeImages(DenseAcquisition):
         shares: share of the budget of each round, summing to 1; null = equal.
         score: its mean over an image's pixels ranks the images; `random` = any image as soon as any other; `core_set`
             picks by k-centre instead (Sener and Savarese, ICLR 2018): always the image whose encoder features, averaged
-            over the coarsest map, lie farthest from those of all images chosen or labelled.
-        draws: passes with dropout of `bald`.
+            over the coarsest map, lie farthest from those of all images chosen or labelled. `bald` and
+            `balanced_entropy` (its mean over the pixels that have one: inferred) need a network with dropout.
+        draws: passes with dropout of `bald` and `balanced_entropy`.
         mode: of the score `ripu`: `region` or `pixel`.
         radius: of the window of the score `ripu`.
         balance: weight each pixel's score, before the mean, with CBDA's class weight of its predicted class.
@@ -64,7 +65,9 @@ class WholeImages(DenseAcquisition):
         budget_unit: Literal["fraction", "pixels", "images", "hours"] = "fraction",
         schedule: Schedule = "spread",
         shares: list[float] | None = None,
-        score: Literal["random", "entropy", "margin", "least_confidence", "ripu", "bald", "core_set"] = "entropy",
+        score: Literal[
+            "random", "entropy", "margin", "least_confidence", "ripu", "bald", "balanced_entropy", "core_set"
+        ] = "entropy",
         draws: int = 10,
         mode: Literal["region", "pixel"] = "region",
         radius: int = 1,
@@ -189,7 +192,7 @@ class WholeImages(DenseAcquisition):
         self, trainer: Trainer, module: LightningModule, labelled: Sequence[str], most: int
     ) -> Sequence[str]:
         """Open images by mean score; equal ones by a hash, so that no file name is favoured."""
-        mine = [(key, float(score.numpy().mean(dtype=np.float64))) for key, score in self.scored(trainer, module)]
+        mine = [(key, mean_of_scored(score.numpy())) for key, score in self.scored(trainer, module)]
         means = {key: mean for shard in gather(mine) for key, mean in shard if key not in set(labelled)}
         if broken := [key for key, mean in means.items() if math.isnan(mean)]:
             raise AdaptSegError(f"active.score {self.score} is NaN in image '{min(broken)}'")
@@ -225,6 +228,13 @@ class WholeImages(DenseAcquisition):
         pool = torch.stack([features[key] for key in candidates])
         chosen, _ = k_center(pool, min(most, len(candidates)), conditioned_on=conditioned_on)
         return [candidates[i] for i in chosen.tolist()]
+
+
+def mean_of_scored(score: NDArray[np.float32]) -> float:
+    """Mean in float64 of the pixels (H, W) that have a score; minus infinity, which says that a pixel has none (such as
+    `balanced_entropy` of one that no draw moves), if that is all there is. NaN stays NaN."""
+    scored = score[score != -np.inf]
+    return float(scored.mean(dtype=np.float64)) if scored.size else -math.inf
 
 
 def fitting(order: Sequence[str], units: Mapping[str, int], left: int) -> list[str]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from adaptseg.active.windows import box_mean, require_radius, window_area, window_sum
 from adaptseg.errors import AdaptSegError
 
+Denominator = Literal["paper", "released"]
+"""Of `balanced_entropy`."""
 RELEASED_EPSILON = 1e-6
 """Inside RIPU's logarithms (released code). It makes the entropy of a certain distribution -1e-6 instead of 0."""
 
@@ -63,6 +66,14 @@ def mutual_information(draws: Tensor, *, dim: int = -3) -> Tensor:
     for draw in draws:
         information.add(draw)
     return information.result()
+
+
+class RunningScore(Protocol):
+    """A score of stochastic passes (..., C, H, W) that come one by one."""
+
+    def add(self, draw: Tensor) -> None: ...
+
+    def result(self) -> Tensor: ...
 
 
 class RunningInformation:
@@ -117,7 +128,7 @@ def edald_released(draws: Tensor, fixed: Tensor, *, dim: int = -3) -> Tensor:
     return total.float()
 
 
-def balanced_entropy(draws: Tensor, *, dim: int = -3, denominator: Literal["paper", "released"]) -> Tensor:
+def balanced_entropy(draws: Tensor, *, dim: int = -3, denominator: Denominator) -> Tensor:
     """BalEntAcq (Woo, ICLR 2023): a Beta distribution per class, matched to mean and unbiased variance of the draws.
 
     With its entropy h_c, mean m_c and H = entropy(m): balance = (sum_c m_c h_c + H) / (H + log 2), or, "released", over
@@ -128,17 +139,57 @@ def balanced_entropy(draws: Tensor, *, dim: int = -3, denominator: Literal["pape
         dim: the class dimension of `draws`; not 0.
 
     Returns:
-        (..., H, W); -inf, so bought last, where no Beta distribution has these moments (one-hot draws). Classes of mean
-        below 1e-9 add nothing (inferred: the floor of the moments alone would rule out their pixels).
+        (..., H, W); -inf, so bought last if at all, where no Beta distribution has these moments (one-hot draws).
+        Classes of mean below 1e-9 add nothing (inferred: the floor of the moments alone would rule out their pixels).
     """
     dim = _require_draws(draws, dim)
-    if len(draws) < 2 or denominator not in ("paper", "released"):
-        raise AdaptSegError(f"{len(draws)} draws, denominator {denominator!r}; give 2 or more, 'paper' or 'released'")
-    differential = total = torch.zeros_like(draws[0].select(dim, 0), dtype=torch.float64)
-    for p in draws.unbind(dim):
-        p = p.double()
-        m, v = p.mean(0), p.var(0).clamp_min(1e-9)
-        share = m.clamp_min(1e-9)
+    _require_balance(len(draws), denominator)
+    wide = (p.double() for p in draws.unbind(dim))
+    return _balance(((p.mean(0), p.var(0)) for p in wide), denominator)
+
+
+class RunningBalance:
+    """`balanced_entropy` of draws that come one by one: it holds as much as four draws (mean and squared deviations in
+    float64), whatever their number.
+
+    Args:
+        draws: how many there will be, 2 or more.
+        dim: the class dimension of a draw, counted from the end.
+        denominator: as of `balanced_entropy`.
+    """
+
+    def __init__(self, draws: int, *, dim: int = -3, denominator: Denominator = "paper") -> None:
+        _require_balance(draws, denominator)
+        self._draws, self._dim = draws, dim
+        self._denominator: Denominator = denominator
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+        self._added = 0
+
+    def add(self, draw: Tensor) -> None:
+        """One more draw (..., C, H, W)."""
+        # Welford's update: the difference of two sums of squares would lose the small variances that matter here.
+        self._added += 1
+        gap = draw.double() - self._mean
+        self._mean = self._mean + gap / self._added
+        self._squares = self._squares + gap * (draw.double() - self._mean)
+
+    def result(self) -> Tensor:
+        """(..., H, W) once all draws are added."""
+        variance = self._squares / (self._draws - 1)
+        moments = zip(self._mean.unbind(self._dim), variance.unbind(self._dim), strict=True)
+        return _balance(moments, self._denominator)
+
+
+def _require_balance(draws: int, denominator: str) -> None:
+    if draws < 2 or denominator not in ("paper", "released"):
+        raise AdaptSegError(f"{draws} draws, denominator {denominator!r}; give 2 or more, 'paper' or 'released'")
+
+
+def _balance(moments: Iterable[tuple[Tensor, Tensor]], denominator: Denominator) -> Tensor:
+    """`balanced_entropy` from mean and unbiased variance (..., H, W) float64 of each class."""
+    differential = total = torch.zeros((), dtype=torch.float64)
+    for m, v in moments:
+        v, share = v.clamp_min(1e-9), m.clamp_min(1e-9)
         a = share.square() * (1 - share) / v - share
         b = (1 / share - 1) * a
         log_beta = (a + 1).lgamma() + b.lgamma() - (a + b + 1).lgamma()
@@ -187,17 +238,17 @@ def region_impurity(predicted: Tensor, num_classes: int, radius: int) -> Tensor:
     """
     if predicted.ndim != 2 or predicted.is_floating_point():
         raise AdaptSegError(f"predicted is {predicted.dtype} {tuple(predicted.shape)}; give integer (H, W)")
-    _require_radius(radius)
+    require_radius(radius)
     if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < num_classes:
         raise AdaptSegError(
             f"predicted classes reach from {int(predicted.min())} to {int(predicted.max())} of {num_classes}"
         )
-    area = _window_area(predicted, radius)
+    area = window_area(predicted, radius)
     # Counts reach (2k+1)^2; 16 bits halve the memory traffic while they last.
     counts = torch.int16 if (2 * radius + 1) ** 2 < 1 << 15 else torch.int32
     impurity = torch.zeros_like(area)
     for c in torch.bincount(predicted.flatten(), minlength=num_classes).nonzero().flatten():
-        share = _window_sum((predicted == c).to(counts), radius) / area
+        share = window_sum((predicted == c).to(counts), radius) / area
         impurity.addcmul_(share, (share + RELEASED_EPSILON).log_(), value=-1)
     return impurity
 
@@ -250,21 +301,6 @@ def random_score(size: tuple[int, int], *, seed: int, round: int, key: str) -> T
     return torch.as_tensor(generator.random(size, dtype=np.float32))
 
 
-def box_mean(x: Tensor, radius: int) -> Tensor:
-    """Mean over the window of Chebyshev radius `radius` around each pixel, borders by the true number of pixels.
-
-    Args:
-        x: (..., H, W) floating.
-        radius: 0 or more; the cost grows with its logarithm.
-
-    Returns:
-        (..., H, W) float32.
-    """
-    _require_radius(radius)
-    x = _wide(x)
-    return (_window_sum(x, radius) / _window_area(x, radius)).float()
-
-
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -304,44 +340,4 @@ def _released_entropy(probabilities: Tensor) -> Tensor:
     total = torch.zeros_like(parts[0])
     for p in parts:
         total.addcmul_(p, (p + RELEASED_EPSILON).log_(), value=-1)
-    return total
-
-
-def _require_radius(radius: int) -> None:
-    if radius < 0:
-        raise AdaptSegError(f"radius is {radius}; give 0 or more pixels")
-
-
-def _window_area(x: Tensor, radius: int) -> Tensor:
-    """(H, W) float32: how many pixels of the window lie inside the image."""
-    rows, columns = (_window_sum_along(torch.ones(n, device=x.device), radius, 0) for n in x.shape[-2:])
-    return rows[:, None] * columns
-
-
-def _window_sum(x: Tensor, radius: int) -> Tensor:
-    """Sum over the square window, zeros outside; exact for integers that fit the dtype."""
-    return _window_sum_along(_window_sum_along(x, radius, -1), radius, -2)
-
-
-def _window_sum_along(x: Tensor, radius: int, dim: int) -> Tensor:
-    """Sliding sum of 2 * radius + 1 neighbours along one dimension, put together from runs of length 1, 2, 4, ...
-
-    Unlike a difference of cumulative sums this never cancels, so that float32 keeps its precision; and it takes
-    about 2 log2(2k+1) additions where the plain sum takes 2k.
-    """
-    length = x.shape[dim]
-    radius = min(radius, max(length - 1, 0))
-    pad = [0, 0] * (-dim if dim < 0 else x.ndim - dim)
-    pad[-2:] = [radius, radius]
-    runs, run = functional.pad(x, pad), 1  # runs[i] = sum of `run` neighbours from i on
-    missing, offset = 2 * radius + 1, 0
-    total = torch.zeros_like(x)
-    while missing:
-        if missing & 1:
-            total += runs.narrow(dim, offset, length)
-            offset += run
-        missing >>= 1
-        if missing:
-            rest = runs.shape[dim] - run
-            runs, run = runs.narrow(dim, 0, rest) + runs.narrow(dim, run, rest), 2 * run
     return total

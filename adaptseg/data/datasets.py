@@ -29,6 +29,8 @@ Margins = tuple[float, float, float, float]
 _REDRAWS = 10
 """How often a crop that one class dominates is drawn anew at most: mmsegmentation's `RandomCrop`, DAFormer's too."""
 
+_NO_INSTANCE = 0
+
 
 class BoughtLabels(Protocol):
     """The bought labels of the pool as of one round: (H, W) uint8 on the pool grid, 255 = not bought or void."""
@@ -58,7 +60,10 @@ class PairItem(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """How a domain's scenes are cut and normalised for training: sizes are (H, W), None = native."""
+    """How a domain's scenes are cut and normalised for training: sizes are (H, W), None = native.
+
+    `scale` is the least and largest factor by which training scenes are resized before the crop; None = never.
+    """
 
     size: tuple[int, int] | None
     crop: tuple[int, int] | None
@@ -66,6 +71,12 @@ class View:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     filter: transforms.Filter = "bilinear"
+    scale: tuple[float, float] | None = None
+
+    @property
+    def padding(self) -> Tensor:
+        """(3, 1, 1) uint8: the mean colour, which surrounds an image that was made smaller than its crop."""
+        return (255 * torch.tensor(self.mean)).round().to(torch.uint8).view(3, 1, 1)
 
 
 @dataclass
@@ -109,35 +120,44 @@ class PairDataset(Dataset):
         else:
             wanted, index = self.rare_classes.draw(sample, seed=self.seed)
         key = scenes.keys[index]
-        size = view.size or scenes.size(key)
+        whole = view.size or scenes.size(key)
+        size = self._drawn_size(view, whole, "source", sample)
         labels = transforms.resized_map(scenes.labels(key), size)
-        geometry = self._source_geometry(labels, wanted, generator(self.seed, "source", sample))
+        geometry = self._source_geometry(labels, view.crop or whole, wanted, generator(self.seed, "source", sample))
         instances = None
         if self.with_instances:
-            instances = transforms.cut(transforms.resized_map(scenes.instances(key), size), geometry)
-        return LabelledItem(key, self._image(scenes, key, view, geometry), transforms.cut(labels, geometry), instances)
+            instances = transforms.cut(transforms.resized_map(scenes.instances(key), size), geometry, _NO_INSTANCE)
+        image = self._image(scenes, key, view, size, geometry)
+        return LabelledItem(key, image, transforms.cut(labels, geometry, VOID), instances)
 
-    def _image(self, scenes: Scenes, key: str, view: View, geometry: Geometry) -> Tensor:
+    def _drawn_size(self, view: View, whole: tuple[int, int], domain: str, sample: int) -> tuple[int, int]:
+        if view.scale is None:
+            return whole
+        return transforms.drawn_size(whole, view.scale, generator(self.seed, f"scale/{domain}", sample))
+
+    def _image(self, scenes: Scenes, key: str, view: View, size: tuple[int, int], geometry: Geometry) -> Tensor:
         if not self.with_images:
             return torch.empty(3, 0, 0)
-        image = transforms.resized_image(scenes.image(key), view.size, view.filter)
-        return transforms.normalized(transforms.cut(image, geometry), view.mean, view.std)
+        image = transforms.resized_image(scenes.image(key), size, view.filter)
+        return transforms.normalized(transforms.cut(image, geometry, view.padding), view.mean, view.std)
 
-    def _source_geometry(self, labels: Tensor, wanted: int | None, rng: np.random.Generator) -> Geometry:
-        """What to cut from a scene with these labels (H, W), drawn for the class `wanted`, if any."""
+    def _source_geometry(
+        self, labels: Tensor, seen: tuple[int, int], wanted: int | None, rng: np.random.Generator
+    ) -> Geometry:
+        """Where to cut (H, W) `seen` from a scene with these labels, drawn for the class `wanted`, if any."""
         view, rare, max_share = self.source_view, self.rare_classes, self.max_class_share
         size = (labels.shape[0], labels.shape[1])
-        draw = partial(transforms.draw_geometry, size, view.crop, view.flip, rng)
-        if view.crop is None:
+        draw = partial(transforms.draw_geometry, size, seen, view.flip, rng, pads=view.scale is not None)
+        if view.crop is None and view.scale is None:
             return draw()  # every draw would show the same
 
         def is_varied(geometry: Geometry) -> bool:
-            return max_share is None or transforms.is_varied(transforms.cut(labels, geometry), max_share)
+            return max_share is None or transforms.is_varied(transforms.cut(labels, geometry, VOID), max_share)
 
         def shows_wanted(geometry: Geometry) -> bool:
             if rare is None or wanted is None:
                 return True
-            return transforms.class_share(transforms.cut(labels, geometry), wanted) > rare.rule.min_crop_share
+            return transforms.class_share(transforms.cut(labels, geometry, VOID), wanted) > rare.rule.min_crop_share
 
         varied = partial(transforms.redrawn, draw, is_varied, _REDRAWS)
         return transforms.redrawn(varied, shows_wanted, rare.rule.attempts if rare else 0)
@@ -147,14 +167,16 @@ class PairDataset(Dataset):
             return None
         scenes, view = self.target, self.target_view
         key = scenes.keys[scene_index(sample, len(scenes.keys), seed=self.seed, stream="target")]
-        size = view.size or scenes.size(key)
-        geometry = transforms.draw_geometry(size, view.crop, view.flip, generator(self.seed, "target", sample))
+        whole = view.size or scenes.size(key)
+        size, rng = self._drawn_size(view, whole, "target", sample), generator(self.seed, "target", sample)
+        geometry = transforms.draw_geometry(size, view.crop or whole, view.flip, rng, pads=view.scale is not None)
         if self.bought is None:
             bought = torch.full((geometry.height, geometry.width), VOID, dtype=torch.int64)
-        else:
-            bought = transforms.cut(transforms.resized_map(self.bought.labels(key), size), geometry)
-        trusted = transforms.cut(transforms.trusted_map(size, self.untrusted_margins), geometry)
-        return TargetItem(key, self._image(scenes, key, view, geometry), trusted, bought)
+        else:  # once, from the grid on which they were bought: a pixel lives or dies by one rounding
+            bought = transforms.cut(transforms.resized_map(self.bought.labels(key), size), geometry, VOID)
+        # Padding gives no pseudo-labels.
+        trusted = transforms.cut(transforms.trusted_map(size, self.untrusted_margins), geometry, False)
+        return TargetItem(key, self._image(scenes, key, view, size, geometry), trusted, bought)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from adaptseg.classes import ClassTable
 from adaptseg.console import say
-from adaptseg.data.class_balance import BalancedScenes, ClassBalancedSampling
+from adaptseg.data.class_balance import ClassBalancedSampling
 from adaptseg.data.datasets import (
     BoughtLabels,
     EvaluationDataset,
@@ -26,10 +25,11 @@ from adaptseg.data.datasets import (
 from adaptseg.data.label_folder import LabelFolder
 from adaptseg.data.named import Evaluated, named
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
-from adaptseg.data.rare_classes import RareClasses, RareClassSampling
+from adaptseg.data.rare_classes import RareClassSampling
 from adaptseg.data.sampling import StepSampler
 from adaptseg.data.scenes import Scenes
-from adaptseg.data.statistics import ClassStatistics, class_statistics, read_statistics
+from adaptseg.data.source_drawing import SourceDrawing
+from adaptseg.data.statistics import ClassStatistics
 from adaptseg.data.transforms import Filter
 from adaptseg.errors import AdaptSegError
 
@@ -56,6 +56,10 @@ class DomainPair(LightningDataModule):
         target_size: (H, W) that target scenes are resized to, in training, scoring and evaluation; null = native.
         pool_size: the pool grid on which scores, labels and budget live: `train` = target_size, `native`, or (H, W).
             Single bought pixels die when labels are resized, so `train` unless a paper says otherwise.
+        scale: least and largest factor by which a training scene of either domain is resized before it is cut to `crop`
+            (null: to the size it had), by chance and evenly; null = never. What is missing of a smaller one is padded
+            at the right and below: mean colour, void, untrusted. A single bought pixel may vanish where its scene is
+            made smaller, and several stand for it where it is enlarged. PixelPick: [0.5, 2].
         crop: (H, W) of a random crop of both domains in training; null = the whole scene.
         flip: mirror half of the training scenes.
         tick: steps between two looks at the clock (validation, rounds, checkpoints); null = a twentieth of max_steps.
@@ -90,6 +94,7 @@ class DomainPair(LightningDataModule):
         source_size: Size | None = None,
         target_size: Size | None = None,
         pool_size: Size | Literal["train", "native"] = "train",
+        scale: tuple[float, float] | None = None,
         crop: Size | None = None,
         flip: bool = False,
         tick: int | None = None,
@@ -115,22 +120,28 @@ class DomainPair(LightningDataModule):
         for name, size in sizes.items():
             if size is not None and not isinstance(size, str) and min(size) < 1:
                 raise AdaptSegError(f"data.{name} is {list(size)}; (height, width) of 1 or more is allowed")
+        if scale is not None and not 0 < scale[0] <= scale[1] < math.inf:
+            raise AdaptSegError(f"data.scale is {list(scale)}; two positive factors are expected, smaller first")
         self.source, self.target, self.predict = source, target, predict
         self.val_sets, self.test_sets = named(val, "data.val"), named(test, "data.test")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.pool_size, self.tick_steps, self.with_instances = pool_size, tick, with_instances
-        self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter)
-        self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter)
-        self.rare_class_sampling, self.max_class_share = rare_class_sampling, max_class_share
-        self.class_balanced_sampling = class_balanced_sampling
-        self.untrusted_margins, self.cache, self.statistics = untrusted_margins, cache, statistics
-        self.target_labels = target_labels
+        self.source_view = View(source_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter, scale)
+        self.target_view = View(target_size, crop, flip, IMAGENET_MEAN, IMAGENET_STD, image_filter, scale)
+        self.drawing = SourceDrawing(
+            source=source,
+            crop=crop,
+            rare_class_sampling=rare_class_sampling,
+            class_balanced_sampling=class_balanced_sampling,
+            max_class_share=max_class_share,
+            cache=cache,
+            statistics_file=statistics,
+            seed=seed,
+        )
+        self.untrusted_margins, self.target_labels = untrusted_margins, target_labels
         self.bought: BoughtLabels | None = None
-        self._statistics: ClassStatistics | None = None
-        self._rare_classes: RareClasses | None = None
-        self._balanced: BalancedScenes | None = None
         self._check_tables()
-        self._check_drawing()
+        self._check_margins()
 
     def _check_tables(self) -> None:
         for name, scenes in (("source", self.source), ("predict", self.predict)):
@@ -145,25 +156,14 @@ class DomainPair(LightningDataModule):
                 if not scenes.labelled:
                     raise AdaptSegError(f"{where} has no labels; use data.predict for unlabelled scenes")
 
-    def _check_drawing(self) -> None:
-        margins, share = self.untrusted_margins, self.max_class_share
+    def _check_margins(self) -> None:
+        margins = self.untrusted_margins
         sums = margins[0] + margins[1], margins[2] + margins[3]
         if not (all(margin >= 0 for margin in margins) and max(sums) < 1):  # a NaN is neither
             raise AdaptSegError(
                 f"data.untrusted_margins is {list(margins)}; [top, bottom, left, right] are shares of 0 or more, of "
                 "which top + bottom and left + right are below 1"
             )
-        if share is not None:
-            if not 0 < share <= 1:
-                raise AdaptSegError(f"data.max_class_share is {share}; a share in (0, 1] is expected")
-            if self.source_view.crop is None:
-                raise AdaptSegError("data.max_class_share is about crops; set data.crop, or max_class_share: null")
-        names = "max_class_share", "rare_class_sampling", "class_balanced_sampling"
-        for name in names:
-            if getattr(self, name) is not None and self.source is None:
-                raise AdaptSegError(f"data.{name} is about the source; give data.source, or {name}: null")
-        if self.rare_class_sampling is not None and self.class_balanced_sampling is not None:
-            raise AdaptSegError(f"data.{names[1]} and data.{names[2]} both draw the source's scenes; set one to null")
 
     @property
     def class_table(self) -> ClassTable:
@@ -192,41 +192,17 @@ class DomainPair(LightningDataModule):
             raise AdaptSegError(f"trainer.max_steps is {max_steps}; give the number of optimiser steps to train")
         return self.tick_steps or math.ceil(max_steps / 20)
 
-    # ---- the source's classes
-
     def source_statistics(self) -> ClassStatistics:
-        """Class statistics of the source, counted on first use. Under DDP every process must call it.
-
-        Raises:
-            AdaptSegError: there is no source, its labels cannot be counted, or `statistics` is not about it.
-        """
-        if self.source is None:
-            raise AdaptSegError("data.source is missing: class statistics are counted on its labels")
-        if self._statistics is None:
-            if self.statistics is not None:
-                self._statistics = read_statistics(Path(self.statistics), self.source)
-            else:
-                self._statistics = class_statistics(self.source, Path(self.cache))
-        return self._statistics
-
-    def rare_classes(self) -> RareClasses | None:
-        """What rare-class sampling draws from; None without it."""
-        if self._rare_classes is None and self.rare_class_sampling is not None:
-            self._rare_classes = RareClasses.prepare(self.rare_class_sampling, self.source_statistics())
-        return self._rare_classes
-
-    def balanced_scenes(self) -> BalancedScenes | None:
-        """What class-balanced sampling draws; None without it."""
-        if self._balanced is None and self.class_balanced_sampling is not None:
-            self._balanced = BalancedScenes(self.class_balanced_sampling, self.source_statistics(), seed=self.seed)
-        return self._balanced
+        """Class statistics of the source; see `SourceDrawing.statistics`."""
+        return self.drawing.statistics()
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
         if self.target_labels is not None:
             self.bought = LabelFolder(self.target_labels, self.class_table, self.pool.keys)
-        for drawn in (self.rare_classes(), self.balanced_scenes()):  # counted, or found wanting, before all else begins
+        # Counted, or found wanting, before all else begins.
+        for drawn in (self.drawing.rare_classes(), self.drawing.balanced_scenes()):
             if drawn is not None and (self.trainer is None or self.trainer.global_rank == 0):
                 for note in drawn.notes(self.class_table):
                     say(note)
@@ -253,7 +229,7 @@ class DomainPair(LightningDataModule):
             world_size=trainer.world_size,
         )
         samples = first * accumulate * self.batch_size, last * accumulate * self.batch_size
-        balanced = self.balanced_scenes()
+        balanced = self.drawing.balanced_scenes()
         dataset = PairDataset(
             self.source,
             self.target,
@@ -262,8 +238,8 @@ class DomainPair(LightningDataModule):
             self.seed,
             self.bought,
             self.with_instances,
-            self.rare_classes(),
-            self.max_class_share,
+            self.drawing.rare_classes(),
+            self.drawing.max_class_share,
             self.untrusted_margins,
             with_images=getattr(trainer.lightning_module, "reads_images", True),
             balanced=None if balanced is None else balanced.between(*samples),

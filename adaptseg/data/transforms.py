@@ -1,4 +1,4 @@
-"""From a scene's arrays to network tensors: resize, crop, flip, normalise. Random parameters come from a generator."""
+"""From a scene's arrays to network tensors: scale, crop, flip, normalise. Random parameters come from a generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ Filter = Literal["bilinear", "bicubic"]
 
 
 class Geometry(NamedTuple):
-    """What is cut from a resized scene, the same for its image and its label maps."""
+    """What is cut from a resized scene, the same for its image and its label maps. What it has beyond the
+    scene, at the right and below, is padding."""
 
     top: int
     left: int
@@ -29,15 +30,23 @@ class Geometry(NamedTuple):
     flip: bool
 
 
+def drawn_size(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
+    """`size` times a factor drawn uniformly between the two of `scale`, rounded down as in PixelPick's release; a side
+    keeps one pixel at least."""
+    factor = float(rng.uniform(*scale))
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
+
+
 def draw_geometry(
-    size: tuple[int, int], crop: tuple[int, int] | None, flip: bool, rng: np.random.Generator
+    size: tuple[int, int], crop: tuple[int, int] | None, flip: bool, rng: np.random.Generator, *, pads: bool = False
 ) -> Geometry:
-    """A uniformly placed crop (the whole scene if `crop` is None) and, if `flip`, a mirror image half of the time."""
+    """A uniformly placed crop (the whole scene if `crop` is None) and, if `flip`, a mirror image half of the time. With
+    `pads` a side of the crop may be larger than the scene's; it then begins where the scene does."""
     height, width = crop or size
-    if height > size[0] or width > size[1]:
+    if not pads and (height > size[0] or width > size[1]):
         raise AdaptSegError(f"data.crop {list(crop or ())} is larger than the scene of {size[0]}x{size[1]} pixels")
-    top = int(rng.integers(size[0] - height + 1))
-    left = int(rng.integers(size[1] - width + 1))
+    top = int(rng.integers(max(size[0] - height, 0) + 1))
+    left = int(rng.integers(max(size[1] - width, 0) + 1))
     return Geometry(top, left, height, width, flip and bool(rng.random() < 0.5))
 
 
@@ -88,9 +97,15 @@ def resized_map(values: NDArray[np.generic], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(resize_nearest(values, size).astype(np.int64))
 
 
-def cut(tensor: Tensor, geometry: Geometry) -> Tensor:
-    """Crop and mirror (..., H, W)."""
-    piece = F.crop(tensor, geometry.top, geometry.left, geometry.height, geometry.width)
+def cut(tensor: Tensor, geometry: Geometry, fill: int | Tensor) -> Tensor:
+    """Crop, pad and mirror (..., H, W); padding holds `fill`: a number, or what broadcasts, such as (3, 1, 1)."""
+    height, width = min(geometry.height, tensor.shape[-2]), min(geometry.width, tensor.shape[-1])
+    piece = F.crop(tensor, geometry.top, geometry.left, height, width)
+    if (height, width) != (geometry.height, geometry.width):
+        padded = tensor.new_empty(*tensor.shape[:-2], geometry.height, geometry.width)
+        padded[:] = fill
+        padded[..., :height, :width] = piece
+        piece = padded
     return F.horizontal_flip(piece) if geometry.flip else piece
 
 

@@ -20,12 +20,15 @@ class Acceleration:
         channels_last: keep weights, and with them feature maps, in NHWC order, which tensor cores and many CPU kernels
             prefer.
         checkpoint_encoder: keep no activations inside the encoder's blocks in training but compute them again for the
-            gradient: less memory, one more forward pass of the encoder. For encoders without learning batch norms.
+            gradient: less memory, one more forward pass of the encoder.
+        shared_backward: sum the losses of a step's passes and make one backward pass, as most releases do, instead of
+            one after each pass: the same gradient, while the activations of all passes live at once.
     """
 
     compile: bool = False
     channels_last: bool = False
     checkpoint_encoder: bool = False
+    shared_backward: bool = False
 
     def arrange(self, network: nn.Module) -> None:
         """Memory format and activations of a new network; compilation waits until its weights are where they stay."""

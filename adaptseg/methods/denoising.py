@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 from torchmetrics import MeanMetric
 
 from adaptseg.data.batch import Batch, Labelled
+from adaptseg.data.pair import pair_of
 from adaptseg.data.sampling import normal_draws, uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.reduce import at_least_float32
@@ -77,6 +78,11 @@ class Denoising(Training):
 
     def saved_networks(self) -> dict[str, tuple[str, Denoiser]]:
         return {"denoiser": ("average.network.", self.average.network), "online": ("online.", self.online)}
+
+    @property
+    def descends(self) -> bool:
+        data = pair_of(self.trainer)
+        return data.source is not None and data.target is not None
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)

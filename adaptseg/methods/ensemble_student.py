@@ -76,6 +76,10 @@ class EnsembleStudent(Method):
     def weighted_losses(self) -> tuple[str, ...]:
         return ("target",)
 
+    @property
+    def descends(self) -> bool:
+        return False
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and pair_of(self.trainer).target_labels is None:
             raise AdaptSegError(

@@ -108,6 +108,10 @@ class FineTuning(Method):
     def weighted_losses(self) -> tuple[str, ...]:
         return loss_names(self.student, ("source", "mixed"))
 
+    @property
+    def descends(self) -> bool:
+        return self.source_weight > 0
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.distillation is not None:

@@ -121,6 +121,10 @@ class PixelClassifier(Method):
     def weighted_losses(self) -> tuple[str, ...]:
         return ("source", "target")
 
+    @property
+    def descends(self) -> bool:
+        return False
+
     # ---- features
 
     def setup(self, stage: str) -> None:
@@ -142,15 +146,17 @@ class PixelClassifier(Method):
                 self.banks[domain] = bank
 
     def _require_whole_scenes(self, data: DomainPair) -> None:
-        given = {"flip": data.target_view.flip, "crop": data.target_view.crop is not None}
+        view = data.target_view
+        given = {"flip": view.flip, "crop": view.crop is not None, "scale": view.scale is not None}
         if data.target is not None:
-            seen = data.target_view.size
-            given["pool_size"] = any(data.pool_grid(key) != (seen or data.pool.size(key)) for key in data.pool.keys)
+            given["pool_size"] = any(
+                data.pool_grid(key) != (view.size or data.pool.size(key)) for key in data.pool.keys
+            )
         for name, wrong in given.items():
             if wrong:
                 raise AdaptSegError(
                     f"data.{name}: features are kept for whole scenes as the network sees them; set data.flip: false, "
-                    "data.crop: null and data.pool_size: train"
+                    "data.crop: null, data.scale: null and data.pool_size: train"
                 )
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adaptseg.augment.color import Colors
 from adaptseg.classes import ClassTable
 from adaptseg.data.batch import Batch, Target
+from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.reduce import global_mean
@@ -42,6 +43,8 @@ class Supervised(Method):
         acceleration: compilation and memory format of the network.
         source_weight: of the source cross-entropy.
         source_colors: of source images; null = as they are.
+        target_colors: of target images in training, never when they are scored; null = as they are. PixelPick's are in
+            `configs/paper/pixelpick/`.
         target_weight: of the cross-entropy on bought target labels; 0 makes no target pass unless w_n needs it.
         least_bought: floor of that cross-entropy's denominator in pixels of the global batch. 1 is the mean over
             bought pixels; a larger floor keeps a lone pixel from carrying the full loss. The same for a detail crop.
@@ -67,6 +70,7 @@ class Supervised(Method):
         acceleration: Acceleration = Acceleration(),
         source_weight: float = 1.0,
         source_colors: Colors | None = None,
+        target_colors: Colors | None = None,
         target_weight: float = 1.0,
         least_bought: int = 1,
         consistency_weight: float = 0.0,
@@ -92,12 +96,17 @@ class Supervised(Method):
             raise AdaptSegError(f"model.least_bought is {least_bought}; 1 or more pixels are expected")
         self.source_weight, self.target_weight, self.least_bought = source_weight, target_weight, least_bought
         self.consistency_weight, self.negative_weight = consistency_weight, negative_weight
-        self.negative_threshold, self.source_colors = negative_threshold, source_colors
-        self.fresh_rounds = fresh_rounds
+        self.negative_threshold, self.fresh_rounds = negative_threshold, fresh_rounds
+        self.source_colors, self.target_colors = source_colors, target_colors
         self._first: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit":
+            data = pair_of(self.trainer)
+            for name, colors in (("source", self.source_colors), ("target", self.target_colors)):
+                if colors is not None and getattr(data, name) is None:
+                    raise AdaptSegError(f"model.{name}_colors changes images of data.{name}, which is null; drop one")
         if stage == "fit" and self.fresh_rounds:  # a checkpoint is read after this
             if all(getattr(callback, "state_key", None) != "active" for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
                 raise AdaptSegError("model.fresh_rounds is about rounds of bought labels; give an `active:` block")
@@ -115,6 +124,10 @@ class Supervised(Method):
     @property
     def weighted_losses(self) -> tuple[str, ...]:
         return loss_names(self.student, ("source", "target"))
+
+    @property
+    def descends(self) -> bool:
+        return False
 
     def step(self, batch: Batch) -> StepResult:
         losses: dict[str, Tensor] = {}
@@ -152,7 +165,8 @@ class Supervised(Method):
                 for _ in loss_names(self.student, ("target",))
             ]
             return {"target": torch.stack(means).sum()}
-        said = self.said("target", target.image, samples)
+        image = colored(target.image, self.target_colors, self.seed, "target", samples)
+        said = self.said("target", image, samples)
         losses = {"target": self._cross_entropy("target", said, target.bought, minimum=self.least_bought)}
         if self.negative_weight:
             losses["negative"] = global_mean(*negative_learning(said.log_p, self.negative_threshold))

@@ -47,14 +47,15 @@ class SavedNetwork(Describable, Protocol):
 class Training(LightningModule):
     """Base of everything that `adaptseg fit` trains; `Method` is the one of segmentation.
 
-    A subclass writes `step(batch)`, `trained` and `saved_networks`. `global_step` counts updates of `trained`. Before
-    every step the global random generators are seeded from (seed, step, rank), so a resumed run draws what the
-    uninterrupted one would have drawn. Nothing is saved beyond what Lightning saves.
+    A subclass writes `step(batch)`, `trained`, `saved_networks` and, where a step has one backward pass, `descends`.
+    `global_step` counts updates of `trained`. Before every step the global random generators are seeded from (seed,
+    step, rank), so a resumed run draws what the uninterrupted one would have drawn. Nothing is saved beyond what
+    Lightning saves.
 
     Args:
         optimization: optimiser and schedule.
         seed: filled in from `seed_everything`.
-        acceleration: compilation and memory format of the networks.
+        acceleration: how the networks are executed.
     """
 
     monitor: ClassVar[Monitor]
@@ -95,13 +96,23 @@ class Training(LightningModule):
         """The classes of the networks' logits; None where no network has logits."""
         return None
 
+    @property
+    def descends(self) -> bool:
+        """Whether steps hand losses to `descend`."""
+        return True
+
     # ---- what `step` may use
 
     def descend(self, loss: Tensor) -> None:
         """Add the gradient of one of the step's losses now and free its graph, instead of summing losses: the same
         gradient, at the memory of the largest pass. Every trainable parameter must have a part in the step's *last*
         loss: under DDP its backward pass is the one that sends the sum of all gradients.
+
+        With `acceleration.shared_backward` the loss waits for the last one's backward pass, where a trainer makes it.
         """
+        if self._shares_backward:
+            self._descended.append(loss)
+            return
         self._descended.append(loss.detach())
         # As for the last loss, whose backward pass Lightning makes: autocast would round gradients of float32 parts.
         with torch.autocast(loss.device.type, enabled=False):
@@ -111,9 +122,18 @@ class Training(LightningModule):
             trainer = self.trainer  # whose strategy scales the loss where the precision asks for it
             trainer.strategy.backward(loss / trainer.accumulate_grad_batches, None)
 
+    @property
+    def _shares_backward(self) -> bool:
+        return self.acceleration.shared_backward and self._trainer is not None
+
     # ---- training
 
     def on_fit_start(self) -> None:
+        if self.acceleration.shared_backward and not self.descends:
+            raise AdaptSegError(
+                f"model.acceleration.shared_backward changes nothing here: a step of this {type(self).__name__} has "
+                "one backward pass; set it to false"
+            )
         if self.acceleration.compile:
             for _, network in self.saved_networks().values():
                 network.compile()  # in place: the names of the weights stay
@@ -143,11 +163,12 @@ class Training(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._descended.clear()
         result = self.step(batch)
-        loss = torch.stack([*self._descended, result.loss.detach()]).sum()
+        total = torch.stack([*self._descended, result.loss]).sum()
+        loss = total.detach()
         self._watch_finite(loss, batch)
         for name, value in {"loss": loss, **result.logs}.items():
             self.log(f"train/{name}", value.detach(), sync_dist=True)  # a rank's share is no loss; their mean is
-        return result.loss
+        return total if self._shares_backward else result.loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: Lightning calls this after `step`, which may already have added gradients."""

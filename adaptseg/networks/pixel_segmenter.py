@@ -156,6 +156,13 @@ class PixelSegmenter(Segmenter):
         """None: the features do not learn."""
         return iter(())
 
+    def checkpoint_encoder(self) -> None:
+        """Raises AdaptSegError: training reads features that keep no activations."""
+        raise AdaptSegError(
+            "model.acceleration.checkpoint_encoder saves nothing in a PixelSegmenter, whose features do not learn; set "
+            "it to false"
+        )
+
 
 class _SumOverRanks(torch.autograd.Function):
     """All-reduced sum whose gradient is summed over ranks too."""

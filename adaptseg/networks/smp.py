@@ -91,7 +91,10 @@ class SmpSegmenter(EncoderDecoder):
             PAN 32). Linknet has none.
         norm: "batch", "frozen" or "group", in encoder and decoder alike; see `replace_batch_norm`.
         dropout: probability before the last convolution, for FPN, PSPNet, DeepLabV3 and DeepLabV3Plus. None: smp's
-            default (0.2, 0.2, 0.5, 0.5).
+            default (0.2, 0.2, 0.5, 0.5). DeepLabV3 and DeepLabV3Plus have it in their pyramid, convolutions before the
+            classifier.
+        last_dropout: probability of each value that the classifier reads, for any decoder (last-layer dropout, by which
+            Didari et al., 2024, draw for BalEntAcq: with `dropout: 0` by it alone).
 
     Raises:
         AdaptSegError: an unknown name, an argument the decoder or encoder cannot honour, weights that are not there
@@ -109,6 +112,7 @@ class SmpSegmenter(EncoderDecoder):
         decoder_channels: int | None = None,
         norm: Norm = "batch",
         dropout: float | None = None,
+        last_dropout: float = 0.0,
     ) -> None:
         super().__init__(num_classes, norm=norm, called=f"decoder {decoder}")
         if decoder not in _DECODERS:
@@ -122,17 +126,21 @@ class SmpSegmenter(EncoderDecoder):
             "decoder_channels": decoder_channels,
             "norm": norm,
             "dropout": dropout,
+            "last_dropout": last_dropout,
         }
+        if not 0 <= last_dropout < 1:
+            raise AdaptSegError(f"last_dropout: {last_dropout} given, a probability below 1 expected")
         arguments = _decoder_arguments(decoder, output_stride, decoder_channels, dropout)
         model = _make(decoder, encoder, num_classes, arguments, from_hub=weights is True)
         # smp's own names, so that state dicts of smp models load; smp's wrapper class itself is dropped.
         self.encoder = model.get_submodule("encoder")
         self.decoder = model.get_submodule("decoder")
+        self.last_dropout = nn.Dropout(last_dropout)
         self.segmentation_head = model.get_submodule("segmentation_head")
         self._complete(encoder, weights, smallest=_DECODERS[decoder].smallest)
 
     def _decode(self, features: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.segmentation_head(self.decoder(features)), {}
+        return self.segmentation_head(self.last_dropout(self.decoder(features))), {}
 
     def config(self) -> dict[str, Any]:
         """See `Segmenter.config`."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from adaptseg.active.labels import LabelStore
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 RESULTS = HERE / "results"
@@ -79,12 +81,21 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             "commit": environment["git"]["commit"],
             "packages": environment["packages"],
             "rounds": fit["rounds"],
+            "bought": bought(folder / "labels"),
             "val": fit["val"],
             "test": {key: value for key, value in test.items() if key != "checkpoint"},
         }
         path = result_path(table, row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def bought(labels: Path) -> dict[str, int] | None:
+    """Pixels of each class in a run's label store; None for a run that bought nothing."""
+    if not labels.exists():
+        return None
+    store = LabelStore.open(labels)
+    return dict(zip(store.class_table.names, store.class_counts(store.rounds).tolist(), strict=True))
 
 
 def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str]) -> Path:
@@ -133,11 +144,11 @@ def run_folder(runs: Path, row: Row, name: str) -> Path:
 
 
 def make(table: str, rows: Sequence[Row], columns: Sequence[Column], given: argparse.Namespace) -> None:
-    """Run what the flags of `parser` ask for, then write the whole table into README.md."""
+    """Run what the flags of `parser` ask for, then write the whole table into RESULTS.md."""
     chosen = [row for row in rows if not given.rows or any(part in row.name for part in given.rows)]
     if not given.print:
         run_missing(table, chosen, given.seeds, given.runs)
-    write_into_readme(table, markdown(rows, columns, lambda row: load(table, row)))
+    write_table(table, markdown(rows, columns, lambda row: load(table, row)))
 
 
 def load(table: str, row: Row) -> list[dict[str, Any]]:
@@ -182,13 +193,13 @@ BUYING = [
 """What every table of acquisitions says of the labels."""
 
 
-def write_into_readme(table: str, text: str) -> None:
-    """Replace what stands between the markers of a table in README.md, and print it."""
-    readme = REPOSITORY / "README.md"
+def write_table(table: str, text: str) -> None:
+    """Replace what stands between the markers of a table in experiments/RESULTS.md, and print it."""
+    page = REPOSITORY / "experiments" / "RESULTS.md"
     begin, end = f"<!-- table: {table} -->", f"<!-- end: {table} -->"
-    before, found, rest = readme.read_text().partition(begin)
+    before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        sys.exit(f"README.md lacks the lines {begin} and {end}")
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+        sys.exit(f"{page} lacks the lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     print(text)

@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_into_readme
+from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_table
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from self_training import RARE
@@ -218,7 +218,7 @@ def main() -> None:
         if missing := [row.flags[0] for row in chosen if not path(row.flags[0], seed).exists()]:
             run_one(seed, missing, given.runs)
     found = claims()
-    write_into_readme(TABLE, "\n\n".join([markdown(ROWS, COLUMNS, results), *map(says, found)]))
+    write_table(TABLE, "\n\n".join([markdown(ROWS, COLUMNS, results), *map(says, found)]))
     if found:
         draw(found)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_into_readme
+from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_table
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -257,7 +257,7 @@ def main() -> None:
             path.write_text(json.dumps(found, indent=1) + "\n")
     every = results()
     table = markdown(rows(), COLUMNS, lambda row: [{**result, "name": row.flags[0]} for result in every])
-    write_into_readme(TABLE, "\n\n".join([table, *(says(result) for result in every)]))
+    write_table(TABLE, "\n\n".join([table, *(says(result) for result in every)]))
     if every:
         draw(every)
 

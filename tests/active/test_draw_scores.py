@@ -77,6 +77,24 @@ def test_balanced_entropy(denominator: str) -> None:
     assert (result > 0).any()
 
 
+@pytest.mark.parametrize("denominator", ["paper", "released"])
+def test_running_balance_equals_that_of_all_draws(denominator: scores.Denominator) -> None:
+    draws = torch.cat([distributions(7, 5, 6, 40), distributions(1, 5, 6, 40).expand(7, -1, -1, -1)], -1)
+    draws[..., 40:60] += 1e-4 * distributions(7, 5, 6, 20, seed=1)  # variances near their floor
+    draws[..., -5:] = torch.eye(5)[:, :, None, None].repeat(2, 1, 6, 5)[:7]  # no Beta distribution
+    running = scores.RunningBalance(7, denominator=denominator)
+    for draw in draws:
+        running.add(draw.float())
+    expected = scores.balanced_entropy(draws.float(), denominator=denominator)
+    torch.testing.assert_close(running.result(), expected, rtol=1e-5, atol=1e-6)
+    assert running.result().dtype == torch.float32
+    assert (expected == -math.inf).any()
+    last = scores.RunningBalance(7, dim=-1, denominator=denominator)
+    for draw in draws.movedim(1, -1):
+        last.add(draw.float())
+    torch.testing.assert_close(last.result(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_balanced_entropy_without_a_beta_distribution() -> None:
     opposite = torch.eye(2)[..., None, None]
     assert scores.balanced_entropy(opposite, denominator="paper").item() == -math.inf
@@ -122,6 +140,8 @@ def test_bad_input() -> None:
         scores.edald(draws[:0], draws[0])
     with pytest.raises(AdaptSegError, match="1 draws"):
         scores.balanced_entropy(draws[:1], denominator="paper")
+    with pytest.raises(AdaptSegError, match="1 draws"):
+        scores.RunningBalance(1)
     with pytest.raises(AdaptSegError, match="denominator 'other'"):
         scores.balanced_entropy(draws, denominator="other")  # type: ignore[arg-type]
     with pytest.raises(AdaptSegError, match="beta"):

@@ -17,7 +17,7 @@ from tiny import TinySegmenter, tiny_network
 from torch import Tensor
 
 from adaptseg.active import WholeImages
-from adaptseg.active.images import fitting
+from adaptseg.active.images import fitting, mean_of_scored
 from adaptseg.active.labels import LabelStore
 from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
@@ -133,6 +133,13 @@ def test_a_network_without_features_is_refused(tmp_path: Path):
         prepare(acquisition, DomainPair(target=Pool(SIZES), workers=0), tmp_path, method)
     with pytest.raises(AdaptSegError, match=r"active\.balance weights scores, but active\.score core_set has none"):
         WholeImages(score="core_set", balance=True)
+
+
+def test_pixels_without_a_score_do_not_count():
+    score = np.array([[1.0, -np.inf], [3.0, -2.0]], np.float32)
+    assert mean_of_scored(score) == pytest.approx(2 / 3)
+    assert mean_of_scored(np.full((2, 2), -np.inf, np.float32)) == -math.inf
+    assert math.isnan(mean_of_scored(np.array([[np.nan, -np.inf]], np.float32)))
 
 
 # ---- how many

@@ -6,6 +6,7 @@ from scipy.ndimage import generic_filter
 from torch import Tensor
 
 from adaptseg.active import scores
+from adaptseg.active.windows import box_mean
 from adaptseg.errors import AdaptSegError
 
 
@@ -141,7 +142,7 @@ def test_box_mean(radius: int) -> None:
     x = torch.rand(13, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     window = 2 * radius + 1
     padded = generic_filter(x.numpy(), lambda v: v[v > -1].mean(), size=window, mode="constant", cval=-2)
-    result = scores.box_mean(torch.stack([x, 2 * x])[None], radius)
+    result = box_mean(torch.stack([x, 2 * x])[None], radius)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result[0], torch.stack([torch.from_numpy(padded), torch.from_numpy(2 * padded)]).float())
 
@@ -150,13 +151,13 @@ def test_box_mean_keeps_precision_beside_huge_values() -> None:
     # a difference of float32 cumulative sums would lose the small values behind the large one
     x = torch.full((1, 1000), 1e-3)
     x[0, 0] = 1e6
-    assert scores.box_mean(x, 32)[0, 500].item() == pytest.approx(1e-3, rel=1e-6)
+    assert box_mean(x, 32)[0, 500].item() == pytest.approx(1e-3, rel=1e-6)
 
 
 def test_inputs_stay_as_they_were() -> None:
     p = distributions(3, 5, 6, dtype=torch.float32)
     before = p.clone()
-    scores.entropy(p), scores.margin(p), scores.ripu(p, 1), scores.mutual_information(p[None]), scores.box_mean(p, 1)
+    scores.entropy(p), scores.margin(p), scores.ripu(p, 1), scores.mutual_information(p[None]), box_mean(p, 1)
     assert torch.equal(p, before)
 
 
@@ -171,7 +172,7 @@ def test_refusals() -> None:
         with pytest.raises(AdaptSegError, match=r"\(C, H, W\)"):
             scores.ripu(bad, 1)
     with pytest.raises(AdaptSegError, match="radius"):
-        scores.box_mean(torch.ones(2, 2), -1)
+        box_mean(torch.ones(2, 2), -1)
 
 
 def test_random_score_is_a_pure_function_of_its_arguments() -> None:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from small_pool import SIZES, TABLE, Painter, Pool, Sealed, campaign, prepare, set_step, total
 from tiny import DroppingSegmenter, tiny_network
 from torch import Tensor, nn
 
-from adaptseg.active import CBDA, LabelCost, scores
+from adaptseg.active import CBDA, LabelCost, WholeImages, scores
 from adaptseg.active.costs import region_content
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.selection import noise_within_best
 from adaptseg.data import DomainPair
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods import Supervised
-from adaptseg.networks import dropout_layers, dropping
+from adaptseg.networks import Output, dropout_layers, dropping
 
 pytestmark = pytest.mark.filterwarnings("ignore:GPU available but not used")
 
@@ -88,12 +90,31 @@ def naive_information(draws: np.ndarray) -> np.ndarray:
     return -(mean * np.log(mean)).sum(0) + (draws * np.log(draws)).sum(1).mean(0)
 
 
-def naive_bald(method: Supervised, pool: Pool, seed: int, round: int) -> Maps:
+def naive_balance(draws: np.ndarray) -> np.ndarray:
+    """(K, C, H, W) float64 -> (H, W), class by class and pixel by pixel; minus infinity without a Beta distribution."""
+    score = np.empty(draws.shape[2:])
+    for y, x in np.ndindex(score.shape):
+        total = entropy = 0.0
+        for p in draws[:, :, y, x].T:
+            m, v = p.mean(), max(p.var(ddof=1), 1e-9)
+            if m <= 1e-9:
+                continue
+            a = m * m * (1 - m) / v - m
+            total += min(m * stats.beta(a + 1, (1 / m - 1) * a).entropy(), 0) if a > 0 else math.nan
+            entropy -= m * math.log(m)
+        balance = (total + entropy) / (entropy + math.log(2))
+        score[y, x] = -math.inf if math.isnan(balance) else 1 / balance if balance >= 0 else balance
+    return score
+
+
+def naive_bald(
+    method: Supervised, pool: Pool, seed: int, round: int, formula: Callable[..., np.ndarray] = naive_information
+) -> Maps:
     found = {}
     for batch in DomainPair(target=pool, workers=0).pool_loader(0, 1):
         key = batch.keys[0]
         seeds = [salt_of(seed, f"{round}/{key}/{draw}") % 2**63 for draw in range(DRAWS)]
-        found[key] = naive_information(np.stack([drawn(method, batch.image, pool.size(key), s) for s in seeds]))
+        found[key] = formula(np.stack([drawn(method, batch.image, pool.size(key), s) for s in seeds]))
     return found
 
 
@@ -106,6 +127,40 @@ def test_bald_against_passes_by_hand(tmp_path: Path, round: int):
     for key, score in maps.items():
         np.testing.assert_allclose(score, expected[key], atol=2e-5)  # float32 passes
     assert max(score.max() for score in maps.values()) > 0.02
+
+
+def test_balanced_entropy_against_passes_by_hand(tmp_path: Path):
+    method, pool = forgetful(), Pool({"rural": (12, 20)})
+    acquisition = CBDA(budget=0.2, score="balanced_entropy", draws=DRAWS, balance=False, seed=3)
+    found = scored_maps(acquisition, tmp_path, method, pool, round=1)["rural"]
+    expected = naive_bald(method, pool, 3, 1, naive_balance)["rural"]
+    # Where the Beta distributions cease to exist, and near a balance of 0, the score runs away: float32 passes round.
+    clear = np.abs(expected) < 100
+    np.testing.assert_allclose(found[clear], expected[clear], rtol=5e-3, atol=5e-3)
+    assert (np.abs(found[~clear]) > 90).all()
+    assert clear.mean() > 0.3
+    assert (expected == -np.inf).any()
+
+
+def test_a_pixel_that_has_no_balance_is_not_bought(tmp_path: Path):
+    """Scores of minus infinity on half of the pool, and noise: the budget is met on the other half."""
+
+    class HalfSure(NormalisedDropping):
+        def forward(self, images: Tensor, *, crop: Any = None, token_mask: Tensor | None = None) -> Output:
+            output = super().forward(images, crop=crop, token_mask=token_mask)
+            sure = torch.zeros_like(output.logits)
+            sure[:, 0] = 1000.0
+            left = torch.arange(output.logits.shape[-1]) < output.logits.shape[-1] // 2
+            return output._replace(logits=torch.where(left, sure, output.logits))
+
+    method = Supervised(network=HalfSure, class_table=TABLE)
+    settings: dict[str, Any] = {"score": "balanced_entropy", "draws": 3, "balance": False, "schedule": [0.2, 0.4]}
+    acquisition = CBDA(budget=0.1, unit="pixel", **settings)
+    for masks in campaign(acquisition, tmp_path / "pixels", module=method):
+        assert total(masks) == PIXELS // 20
+        assert all(not mask[:, : mask.shape[1] // 2 - 6].any() for mask in masks.values())
+    whole = WholeImages(budget=2, budget_unit="images", **settings)
+    assert [sum(mask.any() for mask in masks.values()) for masks in campaign(whole, tmp_path, module=method)] == [1, 1]
 
 
 def test_power_bald_adds_gumbel_noise_of_its_own_to_each_pixel(tmp_path: Path):
@@ -197,7 +252,7 @@ def test_an_error_inside_a_draw_restores_the_modes():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("score", ["bald", "power_bald"])
+@pytest.mark.parametrize("score", ["bald", "power_bald", "balanced_entropy"])
 def test_a_network_without_dropout_is_refused_at_setup(tmp_path: Path, score: Any):
     acquisition = CBDA(budget=0.2, score=score, balance=False)
     data = DomainPair(target=Pool(), workers=0)
@@ -297,6 +352,30 @@ def test_picks_are_random_among_the_best_of_each_image(tmp_path: Path, unit: Any
     assert 0.4 < np.mean(ranks) < 0.6  # anywhere among them, not the first
 
 
+def test_one_draw_over_the_best_of_every_image(tmp_path: Path):
+    """PixelPick below a pixel an image: uniform over the union of what is best in each image."""
+    settings: dict[str, Any] = {
+        "budget": 40, "budget_unit": "pixels", "score": "margin", "unit": "pixel", "random_within": 0.1,
+        "balance": False, "schedule": [0.2, 0.4],
+    }  # fmt: skip
+    margins, per_image, ranks = naive_margin(Painter(), Pool()), [], []
+    for seed in range(4):
+        before = {key: np.zeros(size, bool) for key, size in SIZES.items()}
+        for masks in campaign(CBDA(**settings, seed=seed), tmp_path / str(seed)):
+            assert total(masks) == 20
+            for key, mask in masks.items():
+                best = np.sort(margins[key][~before[key]])[::-1][: round(0.1 * mask.size)]
+                assert not mask.any() or margins[key][mask].min() >= best[-1] - 1e-6
+                ranks += [float((best > value).mean()) for value in margins[key][mask]]
+                before[key] |= mask
+            per_image.append([int(mask.sum()) for mask in masks.values()])
+    assert 0.4 < np.mean(ranks) < 0.6
+    counts = np.array(per_image)
+    assert len({tuple(row) for row in per_image}) > 4  # no fixed number in each image
+    shares, expected = counts.sum(0) / counts.sum(), np.array([h * w for h, w in SIZES.values()]) / PIXELS
+    assert np.abs(shares - expected).max() < 0.12  # 160 draws: standard deviation 0.035
+
+
 def test_a_share_that_cannot_hold_the_picks_is_refused(tmp_path: Path):
     acquisition = CBDA(budget=0.2, selection="image", random_within=0.05)
     with pytest.raises(AdaptSegError, match=r"active\.random_within is 0\.05 of an image, but a round may need 0\.111"):
@@ -353,11 +432,16 @@ def test_no_score_reads_the_truth(tmp_path: Path, settings: dict[str, Any]):
     ("arguments", "message"),
     [
         ({"score": "bald", "draws": 1}, r"active\.draws is 1; 2 or more are expected for bald"),
+        ({"score": "balanced_entropy", "balance": False, "draws": 1}, r"2 or more are expected for balanced_entropy"),
+        ({"score": "balanced_entropy"}, r"active\.balance weights scores of 0 or more; balanced_entropy has negative"),
         ({"score": "power_bald"}, r"active\.balance weights scores of 0 or more; power_bald has negative ones"),
-        ({"random_within": 0.1}, r"active\.random_within picks in each image"),
         ({"random_within": 0.0, "selection": "image"}, r"active\.random_within is 0\.0; null or a share"),
         ({"random_within": 0.1, "selection": "image", "score": "random"}, r"active\.score is random already"),
         ({"per_cost": True, "unit": "pixel"}, r"active\.per_cost divides by what a region costs"),
+        (
+            {"per_cost": True, "score": "balanced_entropy", "balance": False},
+            r"0 or more; balanced_entropy has negative",
+        ),
         ({"per_cost": True, "score": "power_bald", "balance": False}, r"active\.per_cost divides scores of 0 or more"),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_class_of_one_scene_and_an_empty_scene() -> None:
 def test_source_follows_the_sequence_and_the_target_does_not(tmp_path: Path) -> None:
     data = balanced(tmp_path)
     batches = run(data)
-    drawn = data.balanced_scenes()
+    drawn = data.drawing.balanced_scenes()
     assert drawn is not None
     count = sum(len(batch.samples) for batch in batches)
     keys = [Islands().keys[i] for i in drawn.between(0, count).scenes]

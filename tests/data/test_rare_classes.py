@@ -173,7 +173,7 @@ def test_crops_show_the_class_they_were_drawn_for(tmp_path: Path, max_class_shar
     """
     rule = RareClassSampling(min_share=0.01, min_crop_share=0.2, attempts=400)
     data = drawn(tmp_path, rule, max_class_share=max_class_share)
-    rare = data.rare_classes()
+    rare = data.drawing.rare_classes()
     assert rare is not None
     found = set()
     for batch in run(data, max_steps=9):
@@ -392,6 +392,6 @@ def test_the_command_line_takes_the_settings() -> None:
         (["--data.rare_class_sampling", "null"], None),
     ):
         data = parser.instantiate_classes(parser.parse_args([*source, *settings, *flags])).data
-        assert data.rare_class_sampling == expected
-        assert data.max_class_share == 0.75
+        assert data.drawing.rare_class_sampling == expected
+        assert data.drawing.max_class_share == 0.75
         assert data.untrusted_margins == (0.029297, 0.234375, 0.0, 0.0)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
-from adaptseg.data.transforms import Geometry, cut, draw_geometry, normalized, resized_image, resized_map
+from adaptseg.data.transforms import Geometry, cut, draw_geometry, drawn_size, normalized, resized_image, resized_map
 from adaptseg.errors import AdaptSegError
 
 RNG = np.random.default_rng(0)
@@ -22,8 +22,47 @@ def test_cut_equals_indexing(flip: bool) -> None:
     expected = values[1:4, 2:6]
     expected = expected.flip(-1) if flip else expected
     geometry = Geometry(1, 2, 3, 4, flip)
-    assert torch.equal(cut(values, geometry), expected)
-    assert torch.equal(cut(values.expand(3, 5, 7), geometry), expected.expand(3, 3, 4))
+    assert torch.equal(cut(values, geometry, 255), expected)
+    assert torch.equal(cut(values.expand(3, 5, 7), geometry, 255), expected.expand(3, 3, 4))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(8, 4), (3, 9), (8, 9)])
+def test_what_the_scene_lacks_is_padded_at_the_right_and_below(flip: bool, height: int, width: int) -> None:
+    colors, fill = torch.arange(3 * 5 * 7, dtype=torch.uint8).reshape(3, 5, 7), torch.tensor([200, 210, 220])
+    geometry = Geometry(1 if height < 5 else 0, 2 if width < 7 else 0, height, width, flip)
+    for tensor, filling in ((colors, fill.view(3, 1, 1)), (colors[:1] % 2 == 0, False), (colors.long(), 255)):
+        piece = cut(tensor, geometry, filling)  # type: ignore[arg-type]
+        assert piece.dtype == tensor.dtype
+        piece = piece.flip(-1) if flip else piece
+        for channel in range(len(tensor)):
+            for y in range(height):
+                for x in range(width):
+                    at = y + geometry.top, x + geometry.left
+                    outside = filling[channel].item() if isinstance(filling, torch.Tensor) else filling
+                    expected = tensor[channel][at] if at[0] < 5 and at[1] < 7 else outside
+                    assert piece[channel, y, x] == expected
+
+
+def test_factors_are_even_between_the_two_and_sides_round_down() -> None:
+    sizes = [drawn_size((100, 37), (0.5, 2.0), np.random.default_rng(seed)) for seed in range(600)]
+    heights = np.array([height for height, _ in sizes])
+    assert (heights.min(), heights.max()) == (pytest.approx(50, abs=2), pytest.approx(199, abs=2))
+    histogram, _ = np.histogram(heights, bins=5, range=(50, 200))
+    assert histogram.min() > 85  # 120 expected, standard deviation 10
+    for seed, size in enumerate(sizes):
+        factor = np.random.default_rng(seed).uniform(0.5, 2.0)
+        assert size == (int(100 * factor), int(37 * factor))
+    assert drawn_size((3, 1), (0.1, 0.1), RNG) == (1, 1)
+
+
+def test_a_crop_that_pads_begins_where_the_smaller_side_does() -> None:
+    for seed in range(50):
+        found = draw_geometry((6, 20), (9, 4), True, np.random.default_rng(seed), pads=True)
+        assert (found.top, found.height, found.width) == (0, 9, 4)
+        assert 0 <= found.left <= 16
+        plain = draw_geometry((12, 20), (9, 4), True, np.random.default_rng(seed))
+        assert draw_geometry((12, 20), (9, 4), True, np.random.default_rng(seed), pads=True) == plain
 
 
 def test_crops_cover_every_place_evenly_and_half_are_mirrored() -> None:

@@ -272,6 +272,7 @@ def test_wrong_training(given: dict[str, Any]):
     [
         ({"flip": True}, "flip"),
         ({"crop": (8, 8)}, "crop"),
+        ({"scale": (0.5, 2.0)}, "scale"),
         ({"target_size": (24, 32), "pool_size": "native"}, "pool_size"),
     ],
 )

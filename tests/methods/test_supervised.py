@@ -11,10 +11,12 @@ import torch
 from tiny import TinySegmenter, tiny_network
 from torch import Tensor, nn
 
+from adaptseg.augment.color import DRAWS, Blur, ColorJitter, Colors, strong_augmentation
 from adaptseg.classes import STREETS, VOID
 from adaptseg.data import Batch, Labelled, Streets, Target
 from adaptseg.data.datasets import PairDataset, View, collate_pair
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
+from adaptseg.data.sampling import uniform_draws
 from adaptseg.errors import AdaptSegError
 from adaptseg.methods import Supervised
 from adaptseg.networks import Inference
@@ -58,6 +60,26 @@ def with_bought(target: Target, bought: Tensor) -> Target:
 
 def nothing_bought(target: Target) -> Target:
     return with_bought(target, torch.full_like(target.bought, VOID))
+
+
+def test_bought_targets_are_coloured_by_their_samples_draws_and_only_in_training(batch: Batch) -> None:
+    colors = Colors(ColorJitter(probability=1.0, strength=0.4, grey=0.2), Blur(1.0, (0.1, 2.0)))
+    model = method(target_colors=colors, seed=4)
+    given = batch._replace(source=None, samples=[7, 8])
+    assert given.target is not None
+    seen: list[Tensor] = []
+    model.student.register_forward_hook(lambda module, images, out: seen.append(images[0]))
+    loss = model.step(given).loss
+    draws = uniform_draws(4, "augment/target", [7, 8], (DRAWS,))
+    expected = strong_augmentation(
+        given.target.image, draws, jitter=colors.jitter, blur=colors.blur, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    assert torch.equal(seen[0], expected)
+    shown = given._replace(target=given.target._replace(image=expected))
+    assert torch.equal(loss, method(seed=4).step(shown).loss)  # the labels stay where they are
+    model.eval()
+    model.predict_probabilities(given.target.image, size=SIZE)
+    assert torch.equal(seen[1], given.target.image)
 
 
 # ---- the naive loss

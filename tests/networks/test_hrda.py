@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 from adaptseg import networks
 from adaptseg.classes import CITYSCAPES
 from adaptseg.errors import AdaptSegError
-from adaptseg.methods.acceleration import Acceleration
 from adaptseg.networks import HRDA, DAFormer, DeepLabV2, Inference, Output, SmpSegmenter, predict_probabilities
 from adaptseg.networks.hrda import fuse
-from adaptseg.networks.teacher import EMATeacher
 
 SIZE, DETAIL = (32, 64), (16, 32)
 
@@ -305,39 +302,3 @@ def test_refuses_images_smaller_than_the_detail() -> None:
             call()
     with pytest.raises(AdaptSegError, match="token_mask"):
         network(images(), token_mask=torch.zeros(1))
-
-
-# ---- activations that are computed twice
-
-
-@pytest.mark.parametrize("name", ["mit", "resnet"])
-def test_checkpointed_encoder_has_the_same_gradient_and_its_copies_their_own_weights(name: str) -> None:
-    torch.manual_seed(0)
-    inner = (
-        DAFormer(5, encoder="mit_b0", channels=16, dilations=(1,), norm="frozen")
-        if name == "mit"
-        else DeepLabV2(5, encoder="resnet18", norm="frozen")
-    )
-    plain = HRDA(5, segmenter=inner, detail=(32, 32), attention_channels=8, norm="group").train()
-    spared = copy.deepcopy(plain)
-    Acceleration(checkpoint_encoder=True).arrange(spared)
-    shown, gradients = images(size=(64, 64)), []
-    for network in (plain, spared):
-        torch.manual_seed(3)  # drop path and dropout
-        network(shown, crop=(0, 32)).logits.square().mean().backward()
-        gradients.append([p.grad for p in network.parameters()])
-    torch.testing.assert_close(*gradients)
-    teacher = EMATeacher(spared)
-    before = teacher.logits(shown)
-    with torch.no_grad():
-        for parameter in spared.parameters():
-            parameter.add_(1)
-    assert torch.equal(teacher.logits(shown), before)
-    assert spared.state_dict().keys() == plain.state_dict().keys()
-
-
-def test_checkpointed_encoder_refuses_batch_norms_and_encoders_without_blocks() -> None:
-    with pytest.raises(AdaptSegError, match="norm: frozen or group"):
-        Acceleration(checkpoint_encoder=True).arrange(WRAPPED["deeplab"](5))
-    with pytest.raises(AdaptSegError, match="no sequence of blocks"):
-        Acceleration(checkpoint_encoder=True).arrange(TinySegmenter(5))

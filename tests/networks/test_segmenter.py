@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import SmpSegmenter, parameter_groups, require, resize_logits
+from adaptseg.networks import SmpSegmenter, dropout_layers, dropping, parameter_groups, require, resize_logits
 from adaptseg.networks.normalization import groups
 
 CLASSES = 5
@@ -141,6 +141,25 @@ def test_output_stride_dropout_and_width_reach_the_network() -> None:
     assert features[-1].shape[-1] == 8
     assert {m.p for m in segmenter.decoder.modules() if isinstance(m, nn.Dropout)} == {0.25}
     assert segmenter.segmentation_head[0].in_channels == 32
+
+
+def test_last_dropout_is_what_the_classifier_reads() -> None:
+    network = tiny(dropout=0.0, last_dropout=0.5).eval()
+    (layer,) = dropout_layers(network)
+    seen: list[Tensor] = []
+    network.segmentation_head.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    images = torch.randn(1, 3, 64, 64)
+    plain = network(images).logits
+    with dropping(network, torch.Generator().manual_seed(0)):
+        drawn = network(images).logits
+    kept = seen[1] != 0
+    torch.testing.assert_close(seen[1][kept], 2 * seen[0][kept])
+    assert 0.4 < float(kept[seen[0] != 0].double().mean()) < 0.6
+    assert not torch.equal(drawn, plain)
+    assert torch.equal(network(images).logits, plain)
+    assert layer is network.last_dropout
+    assert network.config()["init_args"]["last_dropout"] == 0.5
+    assert network.state_dict().keys() == tiny().state_dict().keys()
 
 
 def test_construction_is_reproducible_and_config_is_plain() -> None:

@@ -1,4 +1,4 @@
-"""Write the README's table of speed and memory from what the benchmarks saved.
+"""Write RESULTS.md's table of speed and memory from what the benchmarks saved.
 
 python experiments/benchmarks/selection.py --save experiments/benchmarks/results/selection.json
 python experiments/benchmarks/scores.py --save experiments/benchmarks/results/scores.json
@@ -7,7 +7,7 @@ python experiments/benchmarks/self_training_step.py --save experiments/benchmark
 python experiments/benchmarks/hrda_step.py --save experiments/benchmarks/results/hrda_step.json
 python experiments/benchmarks/gbw.py --save experiments/benchmarks/results/gbw.json
 python experiments/benchmarks/herding.py --save experiments/benchmarks/results/herding.json
-python experiments/benchmarks/readme_table.py
+python experiments/benchmarks/speed_table.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tables"))
 
-from common import write_into_readme  # noqa: E402  (the scripts of experiments/ are no package)
+from common import write_table  # noqa: E402  (the scripts of experiments/ are no package)
 
 
 def rows(selection: dict[str, Any], step: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -128,7 +128,7 @@ def main() -> None:
         *herding_rows(found["herding"]),
     ]
     lines = ["| | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
-    write_into_readme("speed", "\n".join(lines))
+    write_table("speed", "\n".join(lines))
 
 
 if __name__ == "__main__":

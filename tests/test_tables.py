@@ -1,0 +1,61 @@
+"""The scripts that make the result tables: the flags of their rows are flags of `adaptseg fit`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_configs import ParseOnly
+from test_paper_recipes import quiet
+
+from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
+
+__all__ = ["quiet"]  # a fixture that every test uses
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments" / "tables"))
+
+import active  # noqa: E402  (the scripts of experiments/ are no package)
+import low_budget  # noqa: E402
+import self_training  # noqa: E402
+from common import Row  # noqa: E402
+
+TABLES = {
+    **{name: pair.rows() for name, pair in active.pairs("DIR", "FILE").items()},
+    "self_training": self_training.ROWS,
+    "low_budget": low_budget.rows("DIR", "FILE", "RUN"),
+}
+
+
+def parsed(row: Row) -> None:
+    """As the command line reads these flags, up to the point where it would build something."""
+    configs, rest = take_configs(list(row.flags))
+    root = next((flag.partition("=")[2] for flag in rest if flag.startswith("--root=")), None)
+    merged = fill_root(merge_recipes([(str(path), load_recipe(ROOT / path)) for path in configs]), root)
+    flags = [flag for flag in rest if not flag.startswith("--root=")]
+    ParseOnly(argparse.Namespace(), [], ["fit", "--config", yaml.safe_dump(merged), *flags])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_have_names_of_their_own_and_flags_that_parse(table: str) -> None:
+    rows = TABLES[table]
+    assert len({row.name for row in rows}) == len(rows)
+    assert all((ROOT / word).is_file() for row in rows for word in row.flags if word.endswith(".yaml"))
+    seen = []
+    for row in rows:
+        # The recipes and overlays have tests of their own: here it is the flags.
+        shape = {flag.partition("=")[0] for flag in row.flags if flag.startswith("--")}
+        if shape not in seen:
+            parsed(row)
+            seen.append(shape)
+
+
+def test_a_later_flag_changes_the_schedule() -> None:
+    row = next(row for row in TABLES["streets"] if row.name == "CBDA 5%, original schedule")
+    assert [flag for flag in row.flags if "schedule" in flag] == [
+        "--active.schedule=spread",
+        "--active.schedule=original",
+    ]
