@@ -4,8 +4,8 @@
 
 DRIVING, RUN and the weights are those of low_budget.py. One fixed state (fixed_state.py) on each kind of features:
 MobileNetV2 on all training images, the denoiser on every fifth, as it is slow. Each group of measurements
-(departure_choices.py, departure_heads.py) leaves one small JSON in results/departures; only missing ones are run. About a quarter of
-an hour on one thread.
+(departure_choices.py, departure_heads.py) leaves one small JSON in results/departures; only missing ones are run.
+About a quarter of an hour on one thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import departure_choices as choices
 import departure_heads as heads
-from common import RESULTS, write_into_readme
+from common import RESULTS, write_table
 from departure_rows import markdown
 from fixed_state import State, make_state
 
@@ -124,7 +124,7 @@ def main() -> None:
     given = arguments.parse_args()
     if not given.print:
         run_missing(Bench(given.root, given.weights, given.denoiser), given.groups)
-    write_into_readme(TABLE, markdown(load()))
+    write_table(TABLE, markdown(load()))
 
 
 if __name__ == "__main__":
