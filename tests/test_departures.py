@@ -230,9 +230,7 @@ def test_cells_read_the_measurements() -> None:
 
 
 def test_the_page_holds_the_table_of_the_committed_results() -> None:
-    found = re.search(
-        r"<!-- table: departures -->\n(.*?)\n<!-- end", (ROOT / "experiments" / "RESULTS.md").read_text(), re.DOTALL
-    )
+    found = re.search(r"<!-- table: departures -->\n(.*?)\n<!-- end", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found
     assert found[1] == rows.markdown(departures.load())
 

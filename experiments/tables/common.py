@@ -193,9 +193,8 @@ BUYING = [
 """What every table of acquisitions says of the labels."""
 
 
-def write_table(table: str, text: str) -> None:
-    """Replace what stands between the markers of a table in experiments/RESULTS.md, and print it."""
-    page = REPOSITORY / "experiments" / "RESULTS.md"
+def write_table(table: str, text: str, page: Path = REPOSITORY / "experiments" / "RESULTS.md") -> None:
+    """Replace what stands between the markers of a table on a page, and print it."""
     begin, end = f"<!-- table: {table} -->", f"<!-- end: {table} -->"
     before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)

@@ -21,7 +21,7 @@ from typing import Any
 
 import departure_choices as choices
 import departure_heads as heads
-from common import RESULTS, write_table
+from common import REPOSITORY, RESULTS, write_table
 from departure_rows import markdown
 from fixed_state import State, make_state
 
@@ -124,7 +124,7 @@ def main() -> None:
     given = arguments.parse_args()
     if not given.print:
         run_missing(Bench(given.root, given.weights, given.denoiser), given.groups)
-    write_table(TABLE, markdown(load()))
+    write_table(TABLE, markdown(load()), REPOSITORY / "README.md")
 
 
 if __name__ == "__main__":
