@@ -20,7 +20,9 @@ from adaptseg.jobs import Job, Workplace
 from adaptseg.lightning_cli import Parser
 from adaptseg.options import own_options
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
-from adaptseg.stages import JOB_KEYS
+
+_OF_A_TRAINING = ("model", "active", "trainer")
+"""Blocks that a job skips: the recipe of a training can lend it the data."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -28,7 +30,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     options, rest = own_options(verb, arguments)
     configs, rest = take_configs(rest)
     merged = fill_root(merge_recipes([(str(path), load_recipe(path)) for path in configs]), options.root)
-    merged = {key: value for key, value in merged.items() if key in JOB_KEYS}
+    merged = {key: value for key, value in merged.items() if key not in _OF_A_TRAINING}
     text = ["--config", yaml.safe_dump(merged, sort_keys=False)] if merged else []
     if options.folder is None:
         raise AdaptSegError("say where the job leaves what it makes: --folder DIR")

@@ -38,7 +38,7 @@ from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
 _KEYS = {"name", "each", "config", "recipe", "flags", "needs", "verb"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\{(stage|stages|file):([^{}]+)\}(?:/([^/{}]+))?")
-JOB_KEYS = ("job", "data", "seed_everything")
+_JOB_KEYS = ("job", "data", "seed_everything")
 """What a light job reads of its recipe: a training's recipe can lend it the data."""
 
 
@@ -223,7 +223,7 @@ def _read(row: Mapping[str, Any], path: Path, laid: list[tuple[str, dict[str, An
     own = merge_recipes(parts)
     verb = str(row.get("verb") or ("job" if "job" in own else "fit"))
     if verb == "job":
-        own = {key: value for key, value in own.items() if key in JOB_KEYS}
+        own = {key: value for key, value in own.items() if key in _JOB_KEYS}
     if not own:
         raise AdaptSegError(f"{where}: neither `config:` nor `recipe:` is given")
     over = [(file, {key: value for key, value in overlay.items() if _reads(verb, key)}) for file, overlay in laid]
@@ -270,7 +270,7 @@ def _takes(stage: Stage, key: str) -> bool:
 
 
 def _reads(verb: str, block: str) -> bool:
-    return verb != "job" or block in JOB_KEYS
+    return verb != "job" or block in _JOB_KEYS
 
 
 def _strings(value: Any) -> Iterator[str]:

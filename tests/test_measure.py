@@ -108,5 +108,7 @@ def test_the_job_over_the_recipe_of_stage_1(tmp_path: Path, capsys: pytest.Captu
     assert "2 images, " in said
     assert main(["job", *flags]) == 2
     assert "has no network 'teacher'; it has large, student" in capsys.readouterr().err
+    (tmp_path / "wrong.yaml").write_text("accelerator: tpuu\n")
+    assert main(["job", *flags, "--config", str(tmp_path / "wrong.yaml")]) == 2  # what a job knows is not skipped
     assert main(["job", *flags[:2], "--folder", "x"]) == 2
     assert "no `job:` block is given" in capsys.readouterr().err

@@ -53,6 +53,12 @@ def test_rows_have_names_of_their_own_and_flags_that_parse(table: str) -> None:
             seen.append(shape)
 
 
+def test_shares_of_what_was_bought() -> None:
+    runs = [{"bought": {"road": 3, "car": 1}}, {"bought": {"road": 1, "car": 1}}, {"bought": None}, {}]
+    assert active.bought_shares(runs).tolist() == [0.625, 0.375]
+    assert active.bought_shares(runs[2:]) is None
+
+
 def test_a_later_flag_changes_the_schedule() -> None:
     row = next(row for row in TABLES["streets"] if row.name == "CBDA 5%, original schedule")
     assert [flag for flag in row.flags if "schedule" in flag] == [

@@ -232,7 +232,7 @@ class WholeImages(DenseAcquisition):
 
 def mean_of_scored(score: NDArray[np.float32]) -> float:
     """Mean in float64 of the pixels (H, W) that have a score; minus infinity, which says that a pixel has none (such as
-    `balanced_entropy` of one that no draw moves), if that is all there is. NaN stays NaN."""
+    `balanced_entropy` of draws near one-hot), if that is all there is. NaN stays NaN."""
     scored = score[score != -np.inf]
     return float(scored.mean(dtype=np.float64)) if scored.size else -math.inf
 

@@ -139,7 +139,8 @@ def balanced_entropy(draws: Tensor, *, dim: int = -3, denominator: Denominator) 
         dim: the class dimension of `draws`; not 0.
 
     Returns:
-        (..., H, W); -inf, so bought last if at all, where no Beta distribution has these moments (one-hot draws).
+        (..., H, W); -inf, so bought last if at all, where no Beta distribution has these moments (draws near one-hot,
+        whether they agree or not); NaN where a draw is.
         Classes of mean below 1e-9 add nothing (inferred: the floor of the moments alone would rule out their pixels).
     """
     dim = _require_draws(draws, dim)
@@ -200,7 +201,7 @@ def _balance(moments: Iterable[tuple[Tensor, Tensor]], denominator: Denominator)
     balance = differential + total
     balance = balance / (total + math.log(2) if denominator == "paper" else balance + total)
     score = torch.where(balance >= 0, 1 / balance, balance)
-    return score.where(score.isfinite(), -math.inf).float()
+    return score.where(score.isfinite(), -math.inf).where(total.isfinite(), math.nan).float()
 
 
 def power_score(score: Tensor, uniform: Tensor, beta: float = 1.0) -> Tensor:

@@ -58,8 +58,8 @@ class DomainPair(LightningDataModule):
             Single bought pixels die when labels are resized, so `train` unless a paper says otherwise.
         scale: least and largest factor by which a training scene of either domain is resized before it is cut to `crop`
             (null: to the size it had), by chance and evenly; null = never. What is missing of a smaller one is padded
-            at the right and below: mean colour, void, untrusted. A single bought pixel may vanish where its scene is
-            made smaller, and several stand for it where it is enlarged. PixelPick: [0.5, 2].
+            at the right (left in mirrored scenes) and below: mean colour, void, untrusted. A single bought pixel may
+            vanish where its scene is made smaller, and several stand for it where it is enlarged. PixelPick: [0.5, 2].
         crop: (H, W) of a random crop of both domains in training; null = the whole scene.
         flip: mirror half of the training scenes.
         tick: steps between two looks at the clock (validation, rounds, checkpoints); null = a twentieth of max_steps.

@@ -139,7 +139,7 @@ def pairs(root: str, weights: str) -> dict[str, Pair]:
 # ---- what was bought
 
 
-def draw_balance(pair: Pair, has_data: bool) -> None:
+def picture_of_balance(pair: Pair, has_data: bool) -> None:
     """Share of each class in what a strategy bought at 5 %, beside its share in the whole pool, logarithmic."""
     bought = {
         name: bought_shares(load(pair.name, row))
@@ -189,7 +189,7 @@ def main() -> None:
     given = arguments.parse_args()
     pair = pairs(*(str(Path(path).resolve()) for path in (given.root, given.weights)))[given.pair]
     make(pair.name, pair.rows(), pair.columns, given)
-    draw_balance(pair, has_data=bool(given.root) or pair.name == "streets")
+    picture_of_balance(pair, has_data=bool(given.root) or pair.name == "streets")
 
 
 if __name__ == "__main__":

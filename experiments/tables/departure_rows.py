@@ -104,9 +104,12 @@ def balanced_entropy(m: Measured) -> str:
 def author_denominator(m: Measured) -> str:
     name = "balanced_entropy_released"
     share = both(m, name, "negative_denominator")
+    common = [of(m[f"scores_{kind}"][name], "in_common") for kind in ("encoder", "denoiser")]
+    ranges = " / ".join(f"{min(values):.0f} to {max(values):.0f}" for values in common)
     return (
-        f"Spearman {both(m, name, 'spearman', form='{:.2f}')}; {picks(m, name)}. The denominator is negative at "
-        f"{share} % of the candidates, which moves them from the last places to the first"
+        f"Spearman {both(m, name, 'spearman', form='{:.2f}')}; {ranges} % of the picks in common, head by head. The "
+        f"denominator is negative at {share} % of the candidates, which moves them from the last places to just behind "
+        "those of positive balance"
     )
 
 
@@ -173,10 +176,12 @@ def denoiser_dropout(m: Measured) -> str:
 
 def schedule(m: Measured) -> str:
     group = m["training"]
-    steps = mean(group["reference"]["steps"])
+    # Batches without a label are no steps; 25 of the 50 passes were counted.
+    stops, most = mean(group["reference"]["steps"]), 2 * statistics.mean(group["no_early_stop"]["steps"])
     return (
-        f"it stops after {steps} steps of 3,700. Weights of the least loss instead: {trained(m, 'best_weights')}; no "
-        f"early stop, 25 passes: {trained(m, 'no_early_stop')}; with one fall of the rate: {trained(m, 'one_fall')}"
+        f"it stops after {stops} of {most:,.0f} steps. Weights of the least loss instead: "
+        f"{trained(m, 'best_weights')}; no early stop, 25 passes: {trained(m, 'no_early_stop')}; with one fall of the "
+        f"rate: {trained(m, 'one_fall')}"
     )
 
 

@@ -5,7 +5,7 @@
 DRIVING, RUN and the weights are those of low_budget.py. One fixed state (fixed_state.py) on each kind of features:
 MobileNetV2 on all training images, the denoiser on every fifth, as it is slow. Each group of measurements
 (departure_choices.py, departure_heads.py) leaves one small JSON in results/departures; only missing ones are run.
-About a quarter of an hour on one thread.
+Less than an hour on one thread of a busy machine.
 """
 
 from __future__ import annotations
