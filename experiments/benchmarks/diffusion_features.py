@@ -6,7 +6,8 @@
 
 Random weights in the published architecture (`configs/features/adm_256.yaml`), but `--width` of its 256 channels.
 Features = `DiffusionFeatures.maps` at timesteps 50, 150, 250 of blocks 5, 8, 12, 17. Bare = the network on three noisy
-images, outputs dropped. Seconds are medians, the two taking turns. Memory is the peak above the weights: of the device
+images, outputs dropped. Seconds are medians, the two taking turns; on a CPU those of the processor, of all threads
+together, which other programs hardly change. Memory is the peak above the weights: of the device
 on a GPU, else anonymous memory, of a process for each (Linux).
 """
 
@@ -57,13 +58,14 @@ def runs(file: str, flags: AdmFlags, device: str) -> dict[str, Callable[[], obje
 
 def seconds(ways: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.perf_counter if device == "cuda" else time.process_time
     for _ in range(repeats + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clock()
             way()
             if device == "cuda":
                 torch.cuda.synchronize()
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(clock() - began)
     return {name: statistics.median(times[1:]) for name, times in taken.items()}  # the first one warms up
 
 
