@@ -8,7 +8,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def bought(labels: Path) -> dict[str, int] | None:
     return dict(zip(store.class_table.names, store.class_counts(store.rounds).tolist(), strict=True))
 
 
-def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str]) -> Path:
+def run_stages(
+    recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str], seeds: Mapping[str, int] | None = None
+) -> Path:
     """Fit a staged recipe and score the networks of some of its stages on the test split; what is done is skipped.
 
     Args:
@@ -106,6 +108,7 @@ def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence
         folder: where the run goes.
         seed: of the run.
         tested: stages; each leaves test.json in its folder.
+        seeds: of stages that have one of their own.
 
     Returns:
         The folder with a folder for each stage.
@@ -120,6 +123,8 @@ def run_stages(recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence
         verb = "test" if more else "fit"
         command = [sys.executable, "-m", "adaptseg.cli", verb, "--config", str(file), "--runs", str(folder)]
         command += ["--name", f"seed{seed}", "--seed_everything", str(seed), *more]
+        # A flag for all stages lies over what a stage says itself, so theirs must be flags as well.
+        command += [f"--stages.{stage}.seed_everything={own}" for stage, own in (seeds or {}).items()]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")

@@ -62,8 +62,8 @@ def second(
     return {**training(name, "duda/stage2.yaml", steps, {"model.optimization.lr": lr}), "recipe": {"model": model}}
 
 
-def recipe(seed: int) -> dict[str, Any]:
-    """All stages of one seed; the small network of each is the one of DUDA's recipes."""
+def recipe() -> dict[str, Any]:
+    """All stages; the small network of each is the one of DUDA's recipes."""
     finished = {"checkpoint": "{stage:large}"}
     first = {"checkpoint": "{stage:first}"}
     measured = {
@@ -127,7 +127,7 @@ def needed(every: list[dict[str, Any]], wanted: list[str]) -> list[dict[str, Any
 
 def run_one(seed: int, names: list[str], runs: Path) -> None:
     """Run what these rows need and keep one JSON for each."""
-    stages = run_stages({"stages": needed(recipe(seed)["stages"], list(names))}, runs / TABLE, seed, names)
+    stages = run_stages({"stages": needed(recipe()["stages"], list(names))}, runs / TABLE, seed, names)
     for name in names:
         test, fit = (json.loads((stages / name / file).read_text()) for file in ("test.json", "result.json"))
         environment = json.loads((stages / name / "environment.json").read_text())

@@ -53,18 +53,11 @@ STUDENTS = {
 CLASSES = Streets("street", "train").class_table.num_classes
 
 
-def recipe(seed: int) -> dict[str, Any]:
-    """The staged recipe of one seed: each stage of the published one by its name, and what this table adds."""
+def recipe() -> dict[str, Any]:
+    """The staged recipe: each stage of the published one by its name, and what this table adds."""
     base = {row["name"]: row for row in yaml.safe_load((CONFIGS / "ensemble_distillation.yaml").read_text())["stages"]}
     everyone = [*MEMBERS, *WEAK]
-    weak = [
-        {
-            **base["source_only"],
-            "name": name,
-            "flags": {**base["source_only"]["flags"], "seed_everything": 100 * i + seed},
-        }
-        for i, name in enumerate(WEAK, 1)
-    ]
+    weak = [{**base["source_only"], "name": name} for name in WEAK]
     stages = [base["source_only"], base["{each}"], *weak]
     stages += [{**base[f"{what}_{{each}}"], "each": everyone} for what in ("predict", "distil", "certainty")]
     for name, members in SETS.items():
@@ -107,7 +100,8 @@ def job(row: dict[str, Any], name: str, arguments: dict[str, Any]) -> dict[str, 
 def run_one(seed: int, runs: Path) -> dict[str, Any]:
     """All stages of one seed and what they are worth."""
     trained = [*MEMBERS, *WEAK, *STUDENTS]
-    stages = run_stages(recipe(seed), runs / TABLE, seed, trained)
+    seeds = {name: 100 * number + seed for number, name in enumerate(WEAK, 1)}
+    stages = run_stages(recipe(), runs / TABLE, seed, trained, seeds)
     pool = Streets("street", "train")
     truth = {key: torch.from_numpy(pool.labels(key)) for key in pool.keys}
     found = {name: stages / f"predict_{name}" / "predictions" for name in [*MEMBERS, *WEAK]}
