@@ -230,6 +230,7 @@ class TwoStageEDALD(Acquisition):
         method = cast(PointPredictor, module)
         self._keys = list(self.store.sizes)
         self._mine = range(trainer.global_rank, len(self._keys), trainer.world_size)
+        self._known = self.store.view(self.round)
         count = self.per_round(self._sizes()) * (self.round + 1) - self.store.spent(self.round)
         if self.round == 0:
             stages: list[Stage] = ["local", "global"] if self.first_round == "herding" else ["score"]
@@ -267,7 +268,7 @@ class TwoStageEDALD(Acquisition):
     def _open(self, key: str, *, everywhere: bool = False) -> NDArray[np.int64]:
         """Flat positions of the candidates of one image, or of all its pixels, that are not bought yet."""
         size = self._sizes()[key]
-        closed = self.store.bought(key, self.round)
+        closed = self._known.bought(key)
         if self.forbid_void:
             closed = closed | self.oracle.void(key, size)
         if everywhere:
@@ -292,7 +293,7 @@ class TwoStageEDALD(Acquisition):
 
     def _global(self, trainer: Trainer, method: PointPredictor, mine: Points, count: int | None) -> Points:
         """Herding over the candidates of all images, conditioned on what is labelled: `count`, or the share `keep`."""
-        labelled = [(i, np.flatnonzero(self.store.bought(self._keys[i], self.round))) for i in self._mine]
+        labelled = [(i, np.flatnonzero(self._known.bought(self._keys[i]))) for i in self._mine]
         known = Points.of(labelled)
         pool = merged(mine, self._features(trainer, method, mine, "reading candidates"))
         covered = merged(known, self._features(trainer, method, known, "reading labels"))

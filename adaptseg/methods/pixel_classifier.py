@@ -33,6 +33,7 @@ from adaptseg.metrics import SegmentationMetrics
 from adaptseg.networks import Inference, PixelSegmenter, Segmenter, resize_logits
 from adaptseg.networks.feature_bank import FeatureBank, fixed_sample
 from adaptseg.networks.pixel_segmenter import PixelHead
+from adaptseg.networks.point_features import norm_map
 from adaptseg.tensors import likeliest
 
 
@@ -332,11 +333,13 @@ class PixelClassifier(Method):
         height, width = batch.labels.shape[-2:]
         maps = self.network.features.maps(batch.image)
         size = (batch.image.shape[-2], batch.image.shape[-1])
+        norms = norm_map(maps, size)
         judged = list(zip(self.finished, self.finished_metrics, strict=False)) if number == 0 else []
         for head, metrics in [*judged, (self.network.head, self._metrics_of(number))]:
             assert isinstance(head, PixelHead)
             assert isinstance(metrics, SegmentationMetrics)
-            logits = resize_logits(head.dense(maps, size).float(), (height, width), self.inference.align_corners)
+            logits = head.dense(maps, size, norms).float()
+            logits = resize_logits(logits, (height, width), self.inference.align_corners)
             metrics.update(likeliest(logits, 1), batch.labels)
 
     def _log_metrics(self, split: str) -> None:

@@ -26,6 +26,9 @@ Size = tuple[int, int]
 _PROBED = 4
 """Images whose pixels are hashed to tell one data set from another."""
 
+_OPENED = 1 << 14
+"""Files mapped at a time; Linux gives a process 65,530 maps in all."""
+
 
 class FeatureBank:
     """Point features of whole scenes, without the maps they come from.
@@ -61,6 +64,9 @@ class FeatureBank:
         self.identity = storage.content_hash({**decides, "scenes": scenes.identity(), "images": _probes(scenes)})
         self._folder = folder and folder / "features" / self.identity
         self._maps: tuple[str, int, list[Tensor]] | None = None
+        self._opened: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float16]]] = {}
+        """Positions and mapped features of entries that were read: opening a file takes longer than a step's few rows
+        of it. They hold addresses, no memory and no open file."""
 
     @property
     def channels(self) -> int:
@@ -84,18 +90,29 @@ class FeatureBank:
             keep: whether features that had to be computed go into the cache.
         """
         wanted = self._flat(key, yx)
-        known, values = self._read(key, draw)
+        known, values = self._opened.get((key, draw)) or self._read(key, draw)
+        rows, all_known = _rows_of(wanted, known)
+        if not all_known:
+            known, values = self._completed(key, draw, wanted, keep)
+            rows, _ = _rows_of(wanted, known)
+        features = torch.from_numpy(np.ascontiguousarray(values[rows]))
+        return features.to(self.device).float()
+
+    def _completed(
+        self, key: str, draw: int, wanted: NDArray[np.int64], keep: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """What is known of a scene once the features of these pixels are; only what nobody has kept is computed."""
+        known, values = self._read(key, draw)  # another run may have written since
         missing = np.setdiff1d(wanted, known)
-        if len(missing):
-            standing = self._standing_points(key, draw)
-            missing = np.union1d(missing, np.setdiff1d(standing, known))
-            computed = self._compute(key, missing, draw)
-            if self._folder is not None:
-                kept = np.ones(len(missing), bool) if keep else np.isin(missing, standing)
-                self._write(key, draw, known, values, missing[kept], computed[kept])
-            known, values = _merged(known, values, missing, computed)
-        rows = torch.from_numpy(np.ascontiguousarray(values[np.searchsorted(known, wanted)]))
-        return rows.to(self.device).float()
+        if not len(missing):
+            return known, values
+        standing = self._standing_points(key, draw)
+        missing = np.union1d(missing, np.setdiff1d(standing, known))
+        computed = self._compute(key, missing, draw)
+        if self._folder is not None:
+            kept = np.ones(len(missing), bool) if keep else np.isin(missing, standing)
+            self._write(key, draw, known, values, missing[kept], computed[kept])
+        return _merged(known, values, missing, computed)
 
     def maps(self, key: str, *, draw: int = 0) -> list[Tensor]:
         """The maps (C_i, h_i, w_i) of one scene themselves, on the network's device, neither rounded nor kept on disk:
@@ -156,8 +173,11 @@ class FeatureBank:
         """Sorted flat positions and their features; empty where nothing is kept."""
         if self._folder is None or not (path := self._file(key, draw)).is_file():
             return np.empty(0, np.int64), np.empty((0, self.channels), np.float16)
-        entry = _load(path, self._entry)
-        return entry["at"], entry["features"]
+        entry = np.asarray(_load(path, self._entry))
+        while len(self._opened) >= _OPENED:
+            self._opened.pop(next(iter(self._opened)))
+        self._opened[key, draw] = np.array(entry["at"]), entry["features"]
+        return self._opened[key, draw]
 
     def _write(
         self,
@@ -174,6 +194,7 @@ class FeatureBank:
         entry = np.empty(len(at), self._entry)
         entry["at"], entry["features"] = at, features
         _save(self._file(key, draw), entry)
+        self._opened.pop((key, draw), None)
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
@@ -191,6 +212,14 @@ def _load(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     if found.dtype != dtype or found.ndim != 1:
         raise AdaptSegError(f"cache file {path} holds {found.dtype} {found.shape}, not {dtype} (n,); delete it")
     return found
+
+
+def _rows_of(wanted: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.intp], bool]:
+    """Where the wanted positions stand among the known, sorted ones, and whether all do."""
+    rows = np.searchsorted(known, wanted)
+    if len(wanted) and (not len(known) or rows.max() == len(known)):
+        return rows, False
+    return rows, bool((known[rows] == wanted).all())
 
 
 def _merged(

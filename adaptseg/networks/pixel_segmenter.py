@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.feature_maps import FeatureMaps
-from adaptseg.networks.point_features import project
+from adaptseg.networks.point_features import norm_map, project
 from adaptseg.networks.segmenter import Output, Segmenter
 
 SMALL, LARGE = (128, 32), (256, 128)
@@ -94,16 +94,22 @@ class PixelHead(nn.Module):
         assert isinstance(first, nn.Linear)
         return self._rest(functional.linear(rows.to(first.weight), first.weight, first.bias), counted)
 
-    def dense(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def dense(self, maps: Sequence[Tensor], size: tuple[int, int], norms: Tensor | None = None) -> Tensor:
         """(B, C, H, W) logits of every pixel of an image of that size, from its low-resolution maps (B, C_i, h_i, w_i).
 
         The first layer is linear, so it runs before the up-sampling: the D-channel map of all pixels never exists.
+
+        Args:
+            maps: see above.
+            size: (H, W).
+            norms: (B, H, W) of `norm_map`, for callers that ask several heads about one image; None: computed here.
         """
         first = self.linears[0]
         assert isinstance(first, nn.Linear)
-        hidden = project([low.to(first.weight) for low in maps], first.weight, size) + first.bias[:, None, None]
+        maps = [low.to(first.weight) for low in maps]
+        hidden = project(maps, first.weight, size, norms=norm_map(maps, size) if norms is None else norms)
         batch, channels = hidden.shape[:2]
-        logits = self._rest(hidden.permute(0, 2, 3, 1).reshape(-1, channels), None)
+        logits = self._rest(hidden.permute(0, 2, 3, 1).reshape(-1, channels).add_(first.bias), None)
         return logits.reshape(batch, *size, -1).permute(0, 3, 1, 2)
 
     def _rest(self, hidden: Tensor, counted: Tensor | None) -> Tensor:

@@ -81,7 +81,7 @@ def norm_map(maps: Sequence[Tensor], size: Size) -> Tensor:
     return squared.clamp(min=0).sqrt()  # rounding may leave a square below zero
 
 
-def project(maps: Sequence[Tensor], weight: Tensor, size: Size, *, normalize: bool = True) -> Tensor:
+def project(maps: Sequence[Tensor], weight: Tensor, size: Size, *, norms: Tensor | None) -> Tensor:
     """A linear layer without bias on every pixel's feature: W z / ||z||.
 
     A 1x1 convolution commutes with resizing: it runs on the maps, and O channels are resized instead of D.
@@ -90,10 +90,10 @@ def project(maps: Sequence[Tensor], weight: Tensor, size: Size, *, normalize: bo
         maps: each (B, C_i, h_i, w_i).
         weight: W, (O, D), with D = sum of C_i.
         size: (H, W) of the result.
-        normalize: divide by the norm of z; False: W z.
+        norms: ||z||, (B, H, W), of `norm_map`; None: W z.
 
     Returns:
-        (B, O, H, W) float32 (float64 for float64 maps).
+        (B, O, H, W) float32 (float64 for float64 maps), as a rule with channels last in memory.
 
     Raises:
         AdaptSegError: W has another number of columns than the maps have channels.
@@ -108,11 +108,13 @@ def project(maps: Sequence[Tensor], weight: Tensor, size: Size, *, normalize: bo
         dtype = _wide(cells.dtype)
         own = F.conv2d(cells.to(dtype), part.to(dtype)[:, :, None, None])
         sums[grid] = sums[grid] + own if grid in sums else own
+    # Channels last, all channels of a pixel share their taps: measured at 128x128, half the time on a CPU.
+    sums = {grid: own.contiguous(memory_format=torch.channels_last) for grid, own in sums.items()}
     resized = (F.interpolate(own, size=size, mode="bilinear", align_corners=False) for own in sums.values())
     total = next(resized)
     for own in resized:  # in place: memory, not arithmetic, is what a whole image costs
         total += own
-    return total.div_(norm_map(maps, size).clamp(min=_SHORTEST)[:, None]) if normalize else total
+    return total if norms is None else total.div_(norms.clamp(min=_SHORTEST)[:, None])
 
 
 class _Taps(NamedTuple):

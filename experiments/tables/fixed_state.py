@@ -29,6 +29,7 @@ from adaptseg.metrics import confusion_matrix, iou_from_confusion
 from adaptseg.networks.feature_bank import FeatureBank, fixed_sample
 from adaptseg.networks.feature_maps import FeatureMaps
 from adaptseg.networks.pixel_segmenter import SMALL, PixelHead
+from adaptseg.networks.point_features import norm_map
 from adaptseg.tensors import likeliest
 
 SIZE = (128, 128)
@@ -236,9 +237,9 @@ def confusions(features: FeatureMaps, scenes: Scenes, keys: Sequence[str], heads
     totals = [torch.zeros(classes, classes, dtype=torch.int64) for _ in heads]
     for key in keys:
         maps = [cells[None] for cells in bank.maps(key)]
-        truth = resized_map(scenes.labels(key), SIZE)[None]
+        norms, truth = norm_map(maps, SIZE), resized_map(scenes.labels(key), SIZE)[None]
         for head, total in zip(heads, totals, strict=True):
-            total += confusion_matrix(likeliest(head.dense(maps, SIZE), 1), truth, classes)
+            total += confusion_matrix(likeliest(head.dense(maps, SIZE, norms), 1), truth, classes)
     return totals
 
 

@@ -76,7 +76,8 @@ def test_project_is_a_linear_layer_on_the_dense_map(
     wanted = torch.einsum("od,bdhw->bohw", weight, dense(maps, normalize=normalize))
     # Specification 12.3: 1e-4 relative in float32.
     rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (1e-11, 1e-12)
-    torch.testing.assert_close(project(maps, weight, SIZE, normalize=normalize), wanted, rtol=rtol, atol=atol)
+    found = project(maps, weight, SIZE, norms=norm_map(maps, SIZE) if normalize else None)
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
 
 
 def test_half_precision_maps_are_computed_with_in_float32() -> None:
@@ -86,14 +87,14 @@ def test_half_precision_maps_are_computed_with_in_float32() -> None:
     weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(gather([m[0] for m in maps], yx, SIZE), gather([m[0] for m in wide], yx, SIZE))
     torch.testing.assert_close(norm_map(maps, SIZE), norm_map(wide, SIZE))
-    torch.testing.assert_close(project(maps, weight, SIZE), project(wide, weight, SIZE))
+    torch.testing.assert_close(project(maps, weight, SIZE, norms=None), project(wide, weight, SIZE, norms=None))
 
 
 def test_features_of_zeros_stay_zero() -> None:
     maps = [torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 3, 3)]
     assert gather([m[0] for m in maps], torch.tensor([[1, 1]]), SIZE).eq(0).all()
     assert norm_map(maps, SIZE).eq(0).all()
-    assert project(maps, torch.ones(2, 4), SIZE).eq(0).all()
+    assert project(maps, torch.ones(2, 4), SIZE, norms=norm_map(maps, SIZE)).eq(0).all()
 
 
 def test_opposite_neighbours_cancel_to_a_norm_of_zero() -> None:
@@ -136,7 +137,7 @@ def test_nothing_as_large_as_a_dense_map_is_made() -> None:
     bounds = {
         "gather": (lambda: gather([m[0] for m in maps], yx, size), 24 * 32 * 32),
         "norm_map": (lambda: norm_map(maps, size), 24 * 33 * 33),
-        "project": (lambda: project(maps, weight, size), 24 * 33 * 33),
+        "project": (lambda: project(maps, weight, size, norms=None), 24 * 33 * 33),
     }
     for name, (function, bound) in bounds.items():
         with Largest() as largest:
@@ -152,7 +153,7 @@ def test_nothing_as_large_as_a_dense_map_is_made() -> None:
         (lambda: gather([torch.ones(3, 2, 2)], torch.tensor([[0, 17]]), SIZE), "12 rows, 17 columns"),
         (lambda: gather([torch.ones(3, 2, 2)], torch.tensor([[-1, 0]]), SIZE), "from [-1, 0]"),
         (lambda: gather([torch.ones(3, 2, 2)], torch.tensor([[0.0, 0.0]]), SIZE), "int64 expected"),
-        (lambda: project([torch.ones(1, 3, 2, 2)], torch.ones(2, 4), SIZE), "(O, 3) expected"),
+        (lambda: project([torch.ones(1, 3, 2, 2)], torch.ones(2, 4), SIZE, norms=None), "(O, 3) expected"),
     ],
 )
 def test_refusals(call: Any, said: str) -> None:
