@@ -2,6 +2,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+# A process for each core and one thread in each: networks of tests are too small to share out among threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: install demo test test-fast lint types check clean
 
@@ -17,10 +19,10 @@ demo: install  ## train CBDA on the embedded Streets pair: no data, no weights, 
 	$(BIN)/adaptseg fit --config configs/cbda_20pct.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
