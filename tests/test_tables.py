@@ -22,10 +22,12 @@ import active  # noqa: E402  (the scripts of experiments/ are no package)
 import low_budget  # noqa: E402
 import self_training  # noqa: E402
 from common import Row  # noqa: E402
+from pairs import pairs  # noqa: E402
 
+PAIRS = pairs("DIR", "FILE")
 TABLES = {
-    **{name: pair.rows() for name, pair in active.pairs("DIR", "FILE").items()},
-    "self_training": self_training.ROWS,
+    **{name: active.rows(PAIRS[name]) for name in active.PAIRS},
+    **{self_training.table_of(PAIRS[name]): self_training.rows(PAIRS[name]) for name in self_training.PAIRS},
     "low_budget": low_budget.rows("DIR", "FILE", "RUN"),
 }
 

@@ -4,27 +4,22 @@
     python experiments/tables/active.py --pair pau_to_camvid --root DRIVING --weights FILE --seeds 0 1 2
     python experiments/tables/active.py --pair camvid_day_to_dusk --root DRIVING --weights FILE --seeds 0 1 2
 
-FILE: ImageNet weights of MobileNetV2. DRIVING holds pau/, camvid/ and classes.json. `streets` is the embedded pair:
-synthetic, never to be compared with a paper's numbers; judged on the test split of the `street` look. The others are
-photographs (pau is rendered) at 180x240, read by an ImageNet MobileNetV2 with FPN in 500 steps of 2 + 2 images.
-pau_to_camvid is judged on CamVid's val split (by day, a video that shares its sequence with training frames) and on
-dusk; day_to_dusk on dusk. Settings were chosen on Streets' val split; nothing is tuned on what a table shows. Units
-are equal across rows: regions of 3x3 (k = 1), pool grid = training size, but for one row that buys pixels.
+FILE: ImageNet weights of MobileNetV2. DRIVING holds pau/, camvid/ and classes.json; pairs.py says what all rows on a
+pair share. `streets` is judged on the test split of the `street` look, pau_to_camvid on CamVid's val split (by day, a
+video that shares its sequence with training frames) and on dusk, day_to_dusk on dusk. Units are equal across rows:
+regions of 3x3 (k = 1), pool grid = training size, but for one row that buys pixels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
-from common import BUYING, REPOSITORY, Column, Row, load, make, parser
+from common import BUYING, REPOSITORY, Row, load, make, parser
 from matplotlib.figure import Figure
+from pairs import Pair, add_flags, chosen_pair
 
-from adaptseg.data import Folder, Scenes, Streets
 from adaptseg.data.counting import value_counts
 
+PAIRS = ("streets", "pau_to_camvid", "camvid_day_to_dusk")
 STRATEGIES = {"random": "random", "RIPU-RA": "ripu_ra", "DA": "da", "CBDA": "cbda"}
 BUDGETS = (2.2, 5, 10, 20)
 VARIANTS = {
@@ -40,100 +35,19 @@ VARIANTS = {
 LOSSES = ("--model.consistency_weight=0.1", "--model.negative_weight=1.0")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two domains.
-
-    Attributes:
-        name: of the table.
-        domains: overlays that name the two; none = those of the recipe.
-        ceiling: overlays and flags that name the labelled target alone.
-        flags: what all rows share.
-        columns: of the table.
-        pool: the target training scenes, made when asked for.
-    """
-
-    name: str
-    domains: tuple[str, ...]
-    ceiling: tuple[tuple[str, ...], tuple[str, ...]]
-    flags: tuple[str, ...]
-    columns: list[Column]
-    pool: Callable[[], Scenes]
-
-    def rows(self) -> list[Row]:
-        overlays, flags = self.ceiling
-        return [
-            Row("source only", (*configs("source_only", *self.domains), *self.flags)),
-            Row("target supervised", (*configs("target_supervised", *overlays), *self.flags, *flags)),
-            *(self.buying(f"{name} {share:g}%", share, how) for share in BUDGETS for name, how in STRATEGIES.items()),
-            *(self.buying(f"CBDA 5%, {name}", 5, *how) for name, how in VARIANTS.items()),
-        ]
-
-    def buying(self, name: str, percent: float, overlay: str, *changes: str) -> Row:
-        """One schedule for all, but for the row that changes it (a later flag wins)."""
-        given = (*configs("source_only", *self.domains, f"active/{overlay}"), *self.flags, *LOSSES)
-        return Row(name, (*given, f"--active.budget={percent / 100:g}", "--active.schedule=spread", *changes))
-
-
-def configs(*names: str) -> tuple[str, ...]:
-    return tuple(word for name in names for word in ("--config", f"configs/{name}.yaml"))
-
-
-def columns(split: str) -> list[Column]:
+def rows(pair: Pair) -> list[Row]:
     return [
-        Column("mIoU", lambda r: 100 * r[split]["miou"]),
-        Column("worst class", lambda r: min(r[split]["iou"], key=r[split]["iou"].get)),
-        Column("its IoU", lambda r: 100 * r[split]["worst"]),
+        Row("source only", pair.row_flags("source_only")),
+        Row("target supervised", pair.row_flags("target_supervised", ceiling=True)),
+        *(buying(pair, f"{name} {share:g}%", share, how) for share in BUDGETS for name, how in STRATEGIES.items()),
+        *(buying(pair, f"CBDA 5%, {name}", 5, *how) for name, how in VARIANTS.items()),
     ]
 
 
-def pairs(root: str, weights: str) -> dict[str, Pair]:
-    photographs = (
-        "--model.network.encoder=mobilenet_v2",
-        f"--model.network.weights={weights}",
-        "--model.optimization.lr=5e-4",
-        "--data.source_size=[180, 240]",
-        "--data.target_size=[180, 240]",
-        "--data.batch_size=2",
-        "--data.workers=0",
-        f"--root={root}",
-        "--trainer.max_steps=500",
-        "--trainer.check_val_every_n_epoch=20",
-    )
-    test, val = columns("test"), columns("val")
-    shared = Column("mIoU, 10 shared", lambda r: 100 * mean(v for k, v in r["val"]["iou"].items() if k != "bicyclist"))
-    dusk = Column("mIoU at dusk", lambda r: 100 * r["test"]["miou"])
-
-    def camvid(split: str) -> Scenes:
-        return Folder(f"{root}/camvid", classes="../classes.json", split=f"splits/{split}.txt")
-
-    every = [
-        Pair(
-            "streets",
-            (),
-            ((), ()),
-            ("--trainer.max_steps=1500",),
-            [*test, *BUYING],
-            lambda: Streets("street", "train"),
-        ),
-        Pair(
-            "pau_to_camvid",
-            ("data/pau_to_camvid",),
-            (("data/camvid_supervised",), ()),
-            photographs,
-            [val[0], shared, *val[1:], dusk, *BUYING],
-            lambda: camvid("train"),
-        ),
-        Pair(
-            "camvid_day_to_dusk",
-            ("data/camvid_day_to_dusk",),
-            (("data/camvid_supervised",), ("--data.source.split=splits/dusk_train.txt",)),
-            photographs,
-            [*test, *BUYING],
-            lambda: camvid("dusk_train"),
-        ),
-    ]
-    return {pair.name: pair for pair in every}
+def buying(pair: Pair, name: str, percent: float, overlay: str, *changes: str) -> Row:
+    """One schedule for all, but for the row that changes it (a later flag wins)."""
+    given = (*pair.row_flags("source_only", f"active/{overlay}"), *LOSSES)
+    return Row(name, (*given, f"--active.budget={percent / 100:g}", "--active.schedule=spread", *changes))
 
 
 # ---- what was bought
@@ -144,7 +58,7 @@ def picture_of_balance(pair: Pair, has_data: bool) -> None:
     bought = {
         name: bought_shares(load(pair.name, row))
         for name in STRATEGIES
-        for row in pair.rows()
+        for row in rows(pair)
         if row.name == f"{name} 5%"
     }
     bought = {name: shares for name, shares in bought.items() if shares is not None}
@@ -183,12 +97,10 @@ def bought_shares(results: list[dict[str, Any]]) -> np.ndarray | None:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--pair", required=True, choices=list(pairs("", "")))
-    arguments.add_argument("--root", default="", help="folder with pau/, camvid/ and classes.json")
-    arguments.add_argument("--weights", default="", help="ImageNet weights of MobileNetV2")
+    add_flags(arguments, *PAIRS)
     given = arguments.parse_args()
-    pair = pairs(*(str(Path(path).resolve()) for path in (given.root, given.weights)))[given.pair]
-    make(pair.name, pair.rows(), pair.columns, given)
+    pair = chosen_pair(given)
+    make(pair.name, rows(pair), [*pair.columns, *BUYING], given)
     picture_of_balance(pair, has_data=bool(given.root) or pair.name == "streets")
 
 

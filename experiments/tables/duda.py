@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from common import REPOSITORY, RESULTS, Column, Row, markdown, parser, run_stages, write_table
 from matplotlib.figure import Figure
+from pairs import RARE_STREETS
 from scipy.stats import spearmanr
-from self_training import RARE
 
 from adaptseg import networks
 from adaptseg.data import Streets
@@ -170,7 +170,7 @@ def results(row: Row) -> list[dict[str, Any]]:
 
 COLUMNS = [
     Column("mIoU", lambda r: 100 * r["test"]["miou"]),
-    Column("IoU, five rarest", lambda r: 100 * mean(r["test"]["iou"][name] for name in RARE)),
+    Column("IoU, five rarest", lambda r: 100 * mean(r["test"]["iou"][name] for name in RARE_STREETS)),
     Column("worst class", lambda r: min(r["test"]["iou"], key=r["test"]["iou"].get)),
     Column("its IoU", lambda r: 100 * r["test"]["worst"]),
     Column("parameters, M", lambda r: r["costs"]["parameters"] / 1e6, "{:.2f}"),

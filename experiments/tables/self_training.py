@@ -1,72 +1,92 @@
-"""Self-training hosts with and without gradient-based class weights, on Streets.
+"""Self-training and the other hosts, with and without gradient-based class weights.
 
     python experiments/tables/self_training.py --seeds 0 1 2
+    python experiments/tables/self_training.py --pair streets_imagenet --weights FILE --seeds 0 1 2
+    python experiments/tables/self_training.py --pair pau_to_camvid --root DRIVING --weights FILE --seeds 0 1
+    python experiments/tables/self_training.py --pair camvid_day_to_dusk --root DRIVING --weights FILE --seeds 0 1
 
-Judged on the test split of the target look; settings were chosen on its val split. All rows train the same network
-for the same number of student updates. Streets is synthetic: never compare these numbers with a paper's. Every GBW row
-names its gradient and regulariser: `channel, 1` is the released scaling, `mean residual, relative 1` the size-free one.
+pairs.py says what all rows on a pair share: the network, the number of student updates, the images. Every GBW row names
+its gradient and regulariser: `channel, 1` is the released scaling, `mean residual, relative 1` the size-free one.
 """
 
+from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
 from common import Column, Row, load, make, parser
+from pairs import Pair, add_flags, chosen_pair
 
-TABLE = "self_training"
-RARE = ("rider", "traffic light", "bicycle", "truck", "motorcycle")
-"""The five classes with the fewest pixels in the labels of the target look's test split, of 120 scenes."""
-HOSTS = {"DACS": "dacs", "DAFormer": "daformer", "MIC": "mic"}
-OTHERS = {
-    "HRDA": "hrda",
-    "MIC(HRDA)": "mic_hrda",
-    "AdaptSegNet": "adaptsegnet",
-    "AdvEnt": "advent",
-    "MinEnt": "minent",
-    "MIC over AdvEnt": "mic_advent",
-}
+PAIRS = ("streets", "streets_imagenet", "pau_to_camvid", "camvid_day_to_dusk")
+SELF_TRAINING = {"DACS": "dacs", "DAFormer": "daformer", "MIC": "mic"}
+DETAILED = {"HRDA": "hrda", "MIC(HRDA)": "mic_hrda"}
+ALIGNING = {"AdaptSegNet": "adaptsegnet", "AdvEnt": "advent", "MinEnt": "minent", "MIC over AdvEnt": "mic_advent"}
 RELEASED = {" + GBW (channel, 1)": ("gbw",)}
-WEIGHTS = {"": (), **RELEASED, " + GBW (mean residual, relative 1)": ("gbw_size_free",)}
+SIZE_FREE = {" + GBW (mean residual, relative 1)": ("gbw_size_free",)}
 
 
-def row(name: str, recipe: str, *overlays: str) -> Row:
-    files = [f"configs/{recipe}.yaml", *(f"configs/class_weights/{overlay}.yaml" for overlay in overlays)]
-    return Row(name, (*(word for file in files for word in ("--config", file)), "--trainer.max_steps=1500"))
+def table_of(pair: Pair) -> str:
+    """The name of its table and of its folder of results."""
+    return "self_training" if pair.name == "streets" else f"self_training_{pair.name}"
 
 
-FLOOR, CEILING = row("source only", "source_only"), row("target supervised", "target_supervised")
-ROWS = [
-    FLOOR,
-    *(row(host + name, recipe, *overlays) for host, recipe in HOSTS.items() for name, overlays in WEIGHTS.items()),
-    *(
-        row(host + name, recipe, *overlays)
-        for host, recipe in OTHERS.items()
-        for name, overlays in {"": (), **RELEASED}.items()
-    ),
-    CEILING,
-]
-
-
-def closed(result: dict[str, Any]) -> float | None:
-    """Share of the gap between floor and ceiling that a run of the same seed closes, per cent."""
-    ends = [
-        next((r["test"]["miou"] for r in load(TABLE, end) if r["seed"] == result["seed"]), None)
-        for end in (FLOOR, CEILING)
+def rows(pair: Pair) -> list[Row]:
+    """On Streets all hosts; elsewhere those of self-training, which lead there."""
+    hosts = {name: (recipe, {**RELEASED, **SIZE_FREE}) for name, recipe in SELF_TRAINING.items()}
+    if pair.name == "streets":
+        hosts |= {name: (recipe, RELEASED) for name, recipe in {**DETAILED, **ALIGNING}.items()}
+    return [
+        floor(pair),
+        *(
+            Row(host + name, pair.row_flags(recipe, *(f"class_weights/{overlay}" for overlay in overlays)))
+            for host, (recipe, weights) in hosts.items()
+            for name, overlays in {"": (), **weights}.items()
+        ),
+        ceiling(pair),
     ]
-    if None in ends or result["row"] in (FLOOR.name, CEILING.name):
-        return None
-    return 100 * (result["test"]["miou"] - ends[0]) / (ends[1] - ends[0])
 
 
-COLUMNS = [
-    Column("mIoU", lambda r: 100 * r["test"]["miou"]),
-    Column("gap closed", closed, "{:.0f}"),
-    Column("IoU, five rarest", lambda r: 100 * mean(r["test"]["iou"][name] for name in RARE)),
-    Column("recall, five rarest", lambda r: 100 * mean(r["test"]["recall"][name] for name in RARE)),
-    Column("worst class", lambda r: min(r["test"]["iou"], key=r["test"]["iou"].get)),
-    Column("its IoU", lambda r: 100 * r["test"]["worst"]),
-    Column("seconds", lambda r: r["seconds"], "{:.0f}"),
-]
+def floor(pair: Pair) -> Row:
+    return Row("source only", pair.row_flags("source_only"))
+
+
+def ceiling(pair: Pair) -> Row:
+    return Row("target supervised", pair.row_flags("target_supervised", ceiling=True))
+
+
+def closed(pair: Pair) -> Callable[[dict[str, Any]], float | None]:
+    """Share of the gap between floor and ceiling that a run of the same seed closes, per cent."""
+
+    def share(result: dict[str, Any]) -> float | None:
+        ends = [
+            next((r[pair.split]["miou"] for r in load(table_of(pair), end) if r["seed"] == result["seed"]), None)
+            for end in (floor(pair), ceiling(pair))
+        ]
+        if None in ends or result["row"] in (floor(pair).name, ceiling(pair).name):
+            return None
+        return 100 * (result[pair.split]["miou"] - ends[0]) / (ends[1] - ends[0])
+
+    return share
+
+
+def columns(pair: Pair) -> list[Column]:
+    first, *others = pair.columns
+    return [
+        first,
+        Column("gap closed", closed(pair), "{:.0f}"),
+        Column("IoU, five rarest", lambda r: 100 * mean(r[pair.split]["iou"][name] for name in pair.rare)),
+        Column("recall, five rarest", lambda r: 100 * mean(r[pair.split]["recall"][name] for name in pair.rare)),
+        *others,
+        Column("seconds", lambda r: r["seconds"], "{:.0f}"),
+    ]
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    add_flags(arguments, *PAIRS)
+    given = arguments.parse_args()
+    pair = chosen_pair(given)
+    make(table_of(pair), rows(pair), columns(pair), given)
 
 
 if __name__ == "__main__":
-    make(TABLE, ROWS, COLUMNS, parser(__doc__).parse_args())
+    main()
