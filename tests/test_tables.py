@@ -28,7 +28,7 @@ PAIRS = pairs("DIR", "FILE")
 TABLES = {
     **{name: active.rows(PAIRS[name]) for name in active.PAIRS},
     **{self_training.table_of(PAIRS[name]): self_training.rows(PAIRS[name]) for name in self_training.PAIRS},
-    "low_budget": low_budget.rows("DIR", "FILE", "RUN"),
+    **{pool.table: low_budget.rows(pool, "FILE", "RUN") for pool in low_budget.pools("DIR").values()},
 }
 
 

@@ -1,19 +1,25 @@
-"""Almost no labels on real photographs: CamVid at 128x128, 37 pixels a round for ten rounds, frozen features.
+"""Almost no labels: a pixel per image in ten rounds, on frozen features.
 
-    python experiments/tables/low_budget.py --root DRIVING --weights mobilenet_v2.pth --denoiser RUN --seeds 0 1 2
+    python experiments/tables/low_budget.py --root DRIVING --weights FILE --denoiser RUN --seeds 0 1 2
+    python experiments/tables/low_budget.py --pool streets --weights FILE --denoiser RUN --seeds 0 1 2
 
-DRIVING holds camvid/ and classes.json. RUN is a denoiser trained on CamVid's training images, without labels:
+FILE: ImageNet weights of MobileNetV2. DRIVING holds camvid/ and classes.json. RUN is a denoiser trained on the pool's
+images, without labels:
 
     adaptseg fit --config configs/denoising.yaml --config configs/data/camvid_128.yaml --root DRIVING \\
         --trainer.max_steps 1500 --data.batch_size 4 --model.channels "[16, 32, 64, 96]" --data.val null
+    adaptseg fit --config configs/denoising.yaml --data.val null    # for Streets
 
-Judged on the val split (by day, a video that shares its sequence with training frames); nothing is tuned on it. Seeds
-change the head's weights, the order of images and random choices; features and candidates are shared by all runs. The
-candidates are 500 random pixels of each image, of which local herding keeps 10 (published: 10,000 and 50), in the
-single-stage rows too.
+CamVid (photographs at 128x128, 37 pixels a round) is judged on its val split, by day, a video that shares its sequence
+with training frames, and at dusk; Streets (synthetic, 64x128, 40 pixels a round) on the target look's val and test
+splits. Nothing is tuned on either. Seeds change the head's weights, the order of images and random choices; features
+and candidates are shared by all runs. The candidates are 500 random pixels of each image, of which local herding keeps
+10 (published: 10,000 and 50), in the single-stage rows too.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +30,9 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from adaptseg.active.labels import LabelStore
 from adaptseg.classes import VOID, ClassTable
-from adaptseg.data import Folder
+from adaptseg.data import Folder, Scenes, Streets
 from adaptseg.data.transforms import resized_image, resized_map
 
-TABLE = "low_budget"
 STRATEGIES = {
     "random": "point_random",
     "entropy": "point_entropy",
@@ -43,7 +48,42 @@ STRATEGIES = {
 FEATURES = ("MobileNetV2", "denoiser")
 
 
-def rows(root: str, weights: str, denoiser: str) -> list[Row]:
+@dataclass(frozen=True)
+class Pool:
+    """Where the pixels are bought.
+
+    Attributes:
+        table: name of its table, its folder of results and its pictures.
+        flags: that name it.
+        round_steps: from one round to the next: five passes over the images in batches of 5, half of the rate's swing.
+        size: (H, W) of the images.
+        tested: title of the column of the test split.
+        scenes: its images, made when asked for.
+    """
+
+    table: str
+    flags: tuple[str, ...]
+    round_steps: int
+    size: tuple[int, int]
+    tested: str
+    scenes: Callable[[], Scenes]
+
+
+def pools(root: str) -> dict[str, Pool]:
+    def camvid() -> Scenes:
+        return Folder(f"{root}/camvid", classes="../classes.json", split="splits/train.txt")
+
+    photographs = ("--config", "configs/data/camvid_128.yaml", f"--root={root}")
+    rendered = ("--data.target_size=[64, 128]",)
+    return {
+        "camvid": Pool("low_budget", photographs, 370, (128, 128), "mIoU at dusk", camvid),
+        "streets": Pool(
+            "low_budget_streets", rendered, 400, (64, 128), "mIoU on test", lambda: Streets("street", "train")
+        ),
+    }
+
+
+def rows(pool: Pool, weights: str, denoiser: str) -> list[Row]:
     features = {
         "MobileNetV2": (
             "--model.network.features=EncoderFeatures",
@@ -59,19 +99,17 @@ def rows(root: str, weights: str, denoiser: str) -> list[Row]:
             (
                 "--config",
                 "configs/edald.yaml",
-                "--config",
-                "configs/data/camvid_128.yaml",
+                *pool.flags,
                 "--config",
                 f"configs/active/{overlay}.yaml",
-                f"--root={root}",
                 *features[name],
                 "--active.candidates=500",
                 "--active.local_picks=10",
                 "--model.norm_pixels=32",
-                # Dropout belongs to the score that draws by it; five passes over the pool are half of the rate's swing.
+                # Dropout belongs to the score that draws by it.
                 *(("--model.training.dropout=0.2",) if overlay == "herding_ebald" else ()),
-                "--trainer.max_steps=3700",
-                "--data.tick=370",
+                f"--trainer.max_steps={10 * pool.round_steps}",
+                f"--data.tick={pool.round_steps}",
             ),
         )
         for name in FEATURES
@@ -90,62 +128,69 @@ def _curve(result: dict[str, Any]) -> list[float]:
     return [100 * row["miou"] for row in result["rounds"][1:]] + [100 * result["val"]["miou"]]
 
 
-COLUMNS = [
-    Column("mIoU after 3 rounds", lambda r: _curve(r)[2]),
-    Column("mIoU after 10", lambda r: 100 * r["val"]["miou"]),
-    Column("mean over rounds", _area),
-    Column("mIoU at dusk", lambda r: 100 * r["test"]["miou"]),
-    Column("label balance", lambda r: r["rounds"][-1]["balance"], "{:.3f}"),
-    Column("pixels", lambda r: r["rounds"][-1]["spent"], "{:.0f}"),
-    Column("void, % of them", lambda r: 100 * r["rounds"][-1]["void"] / r["rounds"][-1]["spent"]),
-    Column("seconds", lambda r: r["seconds"], "{:.0f}"),
-]
+def columns(pool: Pool) -> list[Column]:
+    return [
+        Column("mIoU after 3 rounds", lambda r: _curve(r)[2]),
+        Column("mIoU after 10", lambda r: 100 * r["val"]["miou"]),
+        Column("mean over rounds", _area),
+        Column(pool.tested, lambda r: 100 * r["test"]["miou"]),
+        Column("label balance", lambda r: r["rounds"][-1]["balance"], "{:.3f}"),
+        Column("pixels", lambda r: r["rounds"][-1]["spent"], "{:.0f}"),
+        Column("void, % of them", lambda r: 100 * r["rounds"][-1]["void"] / r["rounds"][-1]["spent"]),
+        Column("seconds", lambda r: r["seconds"], "{:.0f}"),
+    ]
 
 
-def draw_curves(every: list[Row]) -> None:
+def draw_curves(pool: Pool, every: list[Row]) -> None:
     """Learning curves of all rows with results, a panel for each kind of features."""
+    if not any(load(pool.table, row) for row in every):
+        return
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     for axis, name in zip(figure.subplots(1, 2, sharey=True), FEATURES, strict=True):
         axis.set(title=f"features: {name}", xlabel="labelled pixels", ylabel="mIoU on val, %")
         axis.grid(alpha=0.3)
         for row in every:
-            results = load(TABLE, row)
+            results = load(pool.table, row)
             if not row.name.startswith(name) or not results:
                 continue
             curves = [_curve(result) for result in results]
             mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
             herded = "herding" in row.name
             style = {"linestyle": "-" if herded else "--", "marker": "o", "markersize": 3}
-            axis.plot([r["spent"] for r in results[0]["rounds"]], mean, label=row.name.partition(", ")[2], **style)
+            name_of_row = f"{row.name.partition(', ')[2]} ({len(results)})"
+            axis.plot([r["spent"] for r in results[0]["rounds"]], mean, label=name_of_row, **style)
         if axis.has_data():
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, title="(seeds)", title_fontsize=8)
     folder = REPOSITORY / "experiments" / "tables" / "pictures"
     folder.mkdir(exist_ok=True)
-    figure.savefig(folder / "low_budget.png")
+    figure.savefig(folder / f"{pool.table}.png")
 
 
 # ---- where the pixels lie
 
-SIZE = (128, 128)
 
-
-def keep_places(row: Row, root: str, runs: Path) -> None:
+def keep_places(pool: Pool, row: Row, runs: Path) -> None:
     """From a run of seed 0 that is at hand: (y, x, class, whether within 2 pixels of a class border) of each pixel that
     it bought, in one small JSON. The border is the truth's: for analysis alone."""
-    path = RESULTS / f"{TABLE}_places" / result_path(TABLE, row, 0).name
-    folder = run_folder(runs, row, result_path(TABLE, row, 0).stem) / "labels"
-    if path.exists() or not result_path(TABLE, row, 0).exists() or not folder.exists():
+    result = result_path(pool.table, row, 0)
+    path = places_path(pool, row)
+    folder = run_folder(runs, row, result.stem) / "labels"
+    if path.exists() or not result.exists() or not folder.exists():
         return
-    store, pool = LabelStore.open(folder), train_images(root)
+    store, scenes = LabelStore.open(folder), pool.scenes()
     view, places = store.view(store.rounds), []
-    for key in pool.keys:
+    for key in scenes.keys:
         bought = np.argwhere(view.bought(key))
         if len(bought):
-            border = near_border(resized_map(pool.labels(key), SIZE).numpy())
+            border = near_border(resized_map(scenes.labels(key), pool.size).numpy())
             labels = view.labels(key)
             places += [[int(y), int(x), int(labels[y, x]), int(border[y, x])] for y, x in bought]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"row": row.name, "seed": 0, "places": places}) + "\n")
+
+
+def places_path(pool: Pool, row: Row) -> Path:
+    return RESULTS / f"{pool.table}_places" / result_path(pool.table, row, 0).name
 
 
 def near_border(labels: np.ndarray) -> np.ndarray:
@@ -155,23 +200,13 @@ def near_border(labels: np.ndarray) -> np.ndarray:
     return maximum_filter(np.where(labels == VOID, -1, shown), 5) > lowest
 
 
-def train_images(root: str) -> Folder:
-    camvid = Path(root) / "camvid"
-    return Folder(str(camvid), classes="../classes.json", split="splits/train.txt")
-
-
-def draw_places(every: list[Row], root: str) -> None:
+def draw_places(pool: Pool, every: list[Row]) -> None:
     """All pixels that each strategy bought with seed 0, by class, over the mean training image."""
-    found = [
-        json.loads(p.read_text())
-        for row in every
-        if (p := RESULTS / f"{TABLE}_places" / result_path(TABLE, row, 0).name).exists()
-    ]
-    if not found or not root:
+    found = [json.loads(p.read_text()) for row in every if (p := places_path(pool, row)).exists()]
+    if not found:
         return
-    pool = train_images(root)
-    table = pool.class_table
-    mean = np.mean([resized_image(pool.image(key), SIZE).numpy() for key in pool.keys[::8]], 0).transpose(1, 2, 0)
+    scenes = pool.scenes()
+    mean = np.mean([resized_image(scenes.image(key), pool.size).numpy() for key in scenes.keys[::8]], 0)
     columns = 5
     figure = Figure(figsize=(2.7 * columns, 3.0 * -(-len(found) // columns)), dpi=110, layout="constrained")
     axes = figure.subplots(-(-len(found) // columns), columns, squeeze=False)
@@ -179,11 +214,11 @@ def draw_places(every: list[Row], root: str) -> None:
         axis.set_axis_off()
     for axis, one in zip(axes.flat, found, strict=False):
         y, x, label, border = np.array(one["places"]).T
-        axis.imshow(0.5 + mean / 510)
-        axis.scatter(x, y, s=9, c=colours(table, label), edgecolors="black", linewidths=0.3)
+        axis.imshow(0.5 + mean.transpose(1, 2, 0) / 510)
+        axis.scatter(x, y, s=9, c=colours(scenes.class_table, label), edgecolors="black", linewidths=0.3)
         features, _, strategy = one["row"].partition(", ")
         axis.set_title(f"{features}\n{strategy}\n{100 * border.mean():.0f} % near a border", fontsize=9)
-    figure.savefig(REPOSITORY / "experiments" / "tables" / "pictures" / "low_budget_places.png")
+    figure.savefig(REPOSITORY / "experiments" / "tables" / "pictures" / f"{pool.table}_places.png")
 
 
 def colours(table: ClassTable, labels: np.ndarray) -> np.ndarray:
@@ -193,16 +228,20 @@ def colours(table: ClassTable, labels: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     arguments = parser(__doc__)
+    arguments.add_argument("--pool", default="camvid", choices=list(pools("")))
     arguments.add_argument("--root", default="", help="folder with camvid/ and classes.json")
     arguments.add_argument("--weights", default="", help="ImageNet weights of MobileNetV2")
     arguments.add_argument("--denoiser", default="", help="run directory of the denoiser")
     given = arguments.parse_args()
-    every = rows(*(str(Path(path).resolve()) for path in (given.root, given.weights, given.denoiser)))
-    make(TABLE, every, COLUMNS, given)
-    draw_curves(every)
-    for row in every:
-        keep_places(row, given.root, given.runs)
-    draw_places(every, given.root)
+    root, weights, denoiser = (str(Path(path).resolve()) for path in (given.root, given.weights, given.denoiser))
+    pool = pools(root)[given.pool]
+    every = rows(pool, weights, denoiser)
+    make(pool.table, every, columns(pool), given)
+    draw_curves(pool, every)
+    if given.root or given.pool == "streets":
+        for row in every:
+            keep_places(pool, row, given.runs)
+        draw_places(pool, every)
 
 
 if __name__ == "__main__":
