@@ -111,12 +111,17 @@ def test_every_overlay_parses_on_every_recipe(recipe: Path):
 
 @pytest.mark.parametrize("recipe", STAGED, ids=lambda path: path.stem)
 def test_every_stage_of_a_staged_recipe_parses(recipe: Path, tmp_path: Path):
+    parse_stages(recipe, tmp_path)
+
+
+def parse_stages(recipe: Path, run: Path) -> None:
+    """As the command line reads the stages of a run in that folder, up to where it would build something."""
     from adaptseg.job_verb import job_parser
 
     names: list[str] = []
     for stage in read_stages([recipe], [], "/data"):
-        resolved = resolve(stage.recipe, tmp_path, names)
-        tokens = as_tokens(stage.flags, tmp_path, names)
+        resolved = resolve(stage.recipe, run, names)
+        tokens = as_tokens(stage.flags, run, names)
         text = ["--config", yaml.safe_dump(resolved), *tokens]
         if stage.verb == "job":
             assert job_parser().parse_args(text).job is not None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from test_configs import ParseOnly
+from test_configs import ParseOnly, parse_stages
 from test_paper_recipes import quiet
 
 from adaptseg.recipes import fill_root, load_recipe, merge_recipes, take_configs
@@ -19,9 +20,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments" / "tables"))
 
 import active  # noqa: E402  (the scripts of experiments/ are no package)
+import duda  # noqa: E402
+import ensemble  # noqa: E402
 import low_budget  # noqa: E402
 import self_training  # noqa: E402
-from common import Row  # noqa: E402
+from common import Row, write_stages  # noqa: E402
 from pairs import pairs  # noqa: E402
 
 PAIRS = pairs("DIR", "FILE")
@@ -53,6 +56,16 @@ def test_rows_have_names_of_their_own_and_flags_that_parse(table: str) -> None:
         if shape not in seen:
             parsed(row)
             seen.append(shape)
+
+
+@pytest.mark.parametrize(
+    ("script", "pair"),
+    [*((ensemble, pair) for pair in ensemble.PAIRS), *((duda, pair) for pair in duda.PAIRS)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_stages_parse_on_every_pair(script: Any, pair: str, tmp_path: Path) -> None:
+    file = write_stages(script.recipe(PAIRS[pair]), tmp_path)
+    parse_stages(file, tmp_path)
 
 
 def test_shares_of_what_was_bought() -> None:

@@ -99,7 +99,13 @@ def bought(labels: Path) -> dict[str, int] | None:
 
 
 def run_stages(
-    recipe: dict[str, Any], folder: Path, seed: int, tested: Sequence[str], seeds: Mapping[str, int] | None = None
+    recipe: dict[str, Any],
+    folder: Path,
+    seed: int,
+    tested: Sequence[str],
+    *,
+    seeds: Mapping[str, int] | None = None,
+    root: str | None = None,
 ) -> Path:
     """Fit a staged recipe and score the networks of some of its stages on the test split; what is done is skipped.
 
@@ -109,15 +115,13 @@ def run_stages(
         seed: of the run.
         tested: stages; each leaves test.json in its folder.
         seeds: of stages that have one of their own.
+        root: what `{root}` stands for in configs; None = they do not have it.
 
     Returns:
         The folder with a folder for each stage.
     """
     folder = folder.resolve() / f"seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    stages = [{**stage, "config": _below_configs(stage["config"])} for stage in recipe["stages"]]
-    file = folder / "stages.yaml"
-    file.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    file = write_stages(recipe, folder)
     made = folder / "stages" / f"seed{seed}"
     for more in ([], *(["--stage", name] for name in tested if not (made / name / "test.json").exists())):
         verb = "test" if more else "fit"
@@ -125,10 +129,20 @@ def run_stages(
         command += ["--name", f"seed{seed}", "--seed_everything", str(seed), *more]
         # A flag for all stages lies over what a stage says itself, so theirs must be flags as well.
         command += [f"--stages.{stage}.seed_everything={own}" for stage, own in (seeds or {}).items()]
+        command += [] if root is None else ["--root", root]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return made
+
+
+def write_stages(recipe: dict[str, Any], folder: Path) -> Path:
+    """Write a staged recipe, `config:` below configs/, as `stages.yaml` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [{**stage, "config": _below_configs(stage["config"])} for stage in recipe["stages"]]
+    file = folder / "stages.yaml"
+    file.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    return file
 
 
 def _below_configs(config: str | list[str]) -> str | list[str]:

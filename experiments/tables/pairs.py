@@ -9,11 +9,12 @@ Streets' val split; nothing is tuned on what a table shows.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 from common import Column
 
@@ -33,7 +34,8 @@ class Pair:
         name: of the table.
         domains: overlays that name the two; none = those of the recipe.
         ceiling: overlays and flags that name the labelled target alone.
-        flags: what all rows share; without the steps.
+        settings: keys and values that all trainings share; without the steps.
+        root: what `{root}` stands for in overlays; None = they do not have it.
         steps: of a training.
         split: where rows are judged first: `val` or `test`.
         columns: how they are judged.
@@ -43,8 +45,9 @@ class Pair:
 
     name: str
     domains: tuple[str, ...]
-    ceiling: tuple[tuple[str, ...], tuple[str, ...]]
-    flags: tuple[str, ...]
+    ceiling: tuple[tuple[str, ...], dict[str, Any]]
+    settings: dict[str, Any]
+    root: str | None
     steps: int
     split: Literal["val", "test"]
     columns: list[Column]
@@ -54,10 +57,35 @@ class Pair:
     def row_flags(self, *configs: str, ceiling: bool = False) -> tuple[str, ...]:
         """Flags of a row that reads these files of configs/ (the recipe first, without the ending) on this pair."""
         recipe, *others = configs
-        overlays, more = self.ceiling if ceiling else (self.domains, ())
+        overlays, more = self.ceiling if ceiling else (self.domains, {})
         files = (recipe, *overlays, *others)
         words = (word for name in files for word in ("--config", f"configs/{name}.yaml"))
-        return (*words, *self.flags, *more, f"--trainer.max_steps={self.steps}")
+        settings = {**self.settings, **more, "trainer.max_steps": self.steps}
+        root = () if self.root is None else (f"--root={self.root}",)
+        return (*words, *root, *(f"--{key}={text(value)}" for key, value in settings.items()))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) that target images are resized to; None = as they are."""
+        return self.settings.get("data.target_size")
+
+
+def text(value: Any) -> str:
+    """A value as a flag spells it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def on_pair(stage: dict[str, Any], pair: Pair, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A stage of a staged recipe on the domains of a pair, with what all trainings there share below what the stage
+    says itself; `leave_out` are beginnings of keys that are not laid."""
+    is_job = "job" in stage.get("recipe", {})
+    laid = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in pair.settings.items()
+        if (key.startswith("data.") or not is_job) and not key.startswith(leave_out)
+    }
+    files = [stage["config"], *(f"{overlay}.yaml" for overlay in pair.domains)]
+    return {**stage, "config": files, "flags": {**laid, **stage.get("flags", {})}}
 
 
 def columns(split: str) -> list[Column]:
@@ -71,20 +99,19 @@ def columns(split: str) -> list[Column]:
 
 def pairs(root: str, weights: str) -> dict[str, Pair]:
     """All pairs by name; `root` holds pau/, camvid/ and classes.json, `weights` are MobileNetV2's."""
-    imagenet = (
-        "--model.network.encoder=mobilenet_v2",
-        f"--model.network.weights={weights}",
-        "--model.optimization.lr=5e-4",
-        "--data.batch_size=2",
-    )
-    photographs = (
-        *imagenet,
-        "--data.source_size=[180, 240]",
-        "--data.target_size=[180, 240]",
-        "--data.workers=0",
-        f"--root={root}",
-        "--trainer.check_val_every_n_epoch=20",
-    )
+    imagenet = {
+        "model.network.encoder": "mobilenet_v2",
+        "model.network.weights": weights,
+        "model.optimization.lr": 5e-4,
+        "data.batch_size": 2,
+    }
+    photographs = {
+        **imagenet,
+        "data.source_size": (180, 240),
+        "data.target_size": (180, 240),
+        "data.workers": 0,
+        "trainer.check_val_every_n_epoch": 20,
+    }
     test, val = columns("test"), columns("val")
     shared = Column("mIoU, 10 shared", lambda r: 100 * mean(v for k, v in r["val"]["iou"].items() if k != "bicyclist"))
     dusk = Column("mIoU at dusk", lambda r: 100 * r["test"]["miou"])
@@ -96,15 +123,16 @@ def pairs(root: str, weights: str) -> dict[str, Pair]:
         return Streets("street", "train")
 
     supervised = ("data/camvid_supervised",)
-    at_dusk = (supervised, ("--data.source.split=splits/dusk_train.txt",))
+    at_dusk = (supervised, {"data.source.split": "splits/dusk_train.txt"})
     every = [
-        Pair("streets", (), ((), ()), (), 1500, "test", test, RARE_STREETS, streets),
-        Pair("streets_imagenet", (), ((), ()), imagenet, 1500, "test", test, RARE_STREETS, streets),
+        Pair("streets", (), ((), {}), {}, None, 1500, "test", test, RARE_STREETS, streets),
+        Pair("streets_imagenet", (), ((), {}), imagenet, None, 1500, "test", test, RARE_STREETS, streets),
         Pair(
             "pau_to_camvid",
             ("data/pau_to_camvid",),
-            (supervised, ()),
+            (supervised, {}),
             photographs,
+            root,
             500,
             "val",
             [val[0], shared, *val[1:], dusk],
@@ -116,6 +144,7 @@ def pairs(root: str, weights: str) -> dict[str, Pair]:
             ("data/camvid_day_to_dusk",),
             at_dusk,
             photographs,
+            root,
             500,
             "test",
             test,
