@@ -80,3 +80,14 @@ def test_a_later_flag_changes_the_schedule() -> None:
         "--active.schedule=spread",
         "--active.schedule=original",
     ]
+
+
+def test_gap_closed_over_classes_known_and_not() -> None:
+    floor = {"road": 0.5, "car": 0.3, "pole": 0.1, "sign": 0.0}
+    ceiling = {"road": 0.9, "car": 0.7, "pole": 0.5, "sign": 0.2}
+    reached = {"road": 0.7, "car": 0.5, "pole": 0.0, "sign": 0.05}
+    assert self_training.gap_closed(reached, floor, ceiling) == pytest.approx(100 * 0.35 / 1.4)
+    assert self_training.gap_closed(reached, floor, ceiling, known=True) == pytest.approx(50)
+    assert self_training.gap_closed(reached, floor, ceiling, known=False) == pytest.approx(100 * -0.05 / 0.6)
+    assert self_training.gap_closed(reached, ceiling, ceiling) is None
+    assert self_training.gap_closed({"road": 1.0}, {"road": 0.5}, {"road": 0.9}, known=False) is None
