@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptseg.classes import VOID, ClassTable
-from adaptseg.data.counting import value_counts
 from adaptseg.data.scenes import Scenes
 from adaptseg.errors import AdaptSegError
 
@@ -75,17 +74,16 @@ class SplitReport:
 def look_at(scenes: Scenes, key: str, *, images: bool) -> Finding:
     """Decode one scene's labels, which also reads the header of its image; with `images`, decode that as well."""
     try:
-        size, counts = None, None
+        counts = None
         if scenes.labelled:
-            labels = scenes.labels(key)
-            size, counts = labels.shape, value_counts(labels)
+            size, counts = scenes.label_counts(key)
         else:
             size = scenes.size(key)
         if images:
             scenes.image(key)
     except AdaptSegError as error:
         return Finding(None, None, str(error))
-    return Finding((size[0], size[1]), counts, None)
+    return Finding(size, counts, None)
 
 
 def findings(scenes: Scenes, *, workers: int, images: bool) -> Iterator[Finding]:
