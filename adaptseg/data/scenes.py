@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from adaptseg.classes import ClassTable
 from adaptseg.data.counting import value_counts
+from adaptseg.data.png import stored
 from adaptseg.errors import AdaptSegError
 
 
@@ -118,11 +120,24 @@ def _decoded_ids(path: Path) -> Iterator[Image.Image]:
     with _open(path) as picture:
         if picture.mode not in ("L", "P", "I", "I;16", "1"):
             raise AdaptSegError(f"label file {path} has mode {picture.mode}; one channel of class ids is expected")
-        _decode(picture.load, path=path)
-        yield picture
+        ready = _inflated(picture)
+        _decode(ready.load, path=path)
+        yield ready
 
 
-def _open(path: Path) -> Image.Image:
+def _inflated(picture: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """The same picture in a form that Pillow decodes faster, if there is one; nothing is decoded yet."""
+    file = picture.fp
+    if picture.format != "PNG" or file is None:
+        return picture
+    position = file.tell()
+    file.seek(0)
+    content = stored(file.read())
+    file.seek(position)  # where Pillow goes on with the picture as it is
+    return picture if content is None else Image.open(io.BytesIO(content))
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
     try:
         return Image.open(path)
     except FileNotFoundError:
