@@ -18,6 +18,7 @@ from adaptseg.data.archives import Root
 from adaptseg.data.files import (
     check_same_size,
     choose,
+    count_train_ids,
     file_stamps,
     find_files,
     read_train_ids,
@@ -114,7 +115,7 @@ class ADEBedroom(Scenes):
         if not isinstance(raw, np.ndarray) or raw.ndim != 2 or raw.dtype != np.uint8:
             form = f"{raw.dtype} {raw.shape}" if isinstance(raw, np.ndarray) else "an archive of arrays"
             raise AdaptSegError(f"label file {path} holds {form}; (height, width) uint8 is expected")
-        check_same_size(raw, path, self._folder / f"{key}.jpg")
+        check_same_size(raw.shape, path, self._folder / f"{key}.jpg")
         return to_train_ids(raw, path, self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
@@ -167,8 +168,10 @@ class ADE20KBedrooms(Scenes):
         return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        file = self._root.file(f"{self._labels}/{key}.png")
-        return read_train_ids(file, self._root.header(self._image(key)), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(self._image(key)))
@@ -176,6 +179,10 @@ class ADE20KBedrooms(Scenes):
     def identity(self) -> dict[str, Any]:
         stamps = self._root.stamps(f"{self._labels}/{key}.png" for key in self.keys)
         return {**super().identity(), "labels": self._root.where(self._labels), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        """Labels and image, the latter for its header."""
+        return self._root.file(f"{self._labels}/{key}.png"), self._root.header(self._image(key))
 
     def _image(self, key: str) -> str:
         return f"{self._images}/{key}.jpg"

@@ -39,6 +39,9 @@ class _Stream(io.BytesIO):
     def __str__(self) -> str:
         return self._address
 
+    def __repr__(self) -> str:
+        return repr(self._address)
+
 
 class Root:
     """Files of a data set by their name in its layout ("gtFine/train/aachen/..."), wherever they lie.

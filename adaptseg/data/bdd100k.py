@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES, VOID, ClassTable
 from adaptseg.data.archives import Root
-from adaptseg.data.files import choose, read_train_ids, require_labels
+from adaptseg.data.files import choose, count_train_ids, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_image, read_size
 from adaptseg.errors import AdaptSegError
 
@@ -59,9 +60,10 @@ class BDD100K(Scenes):
         return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        if not self.labelled:
-            raise AdaptSegError(f"BDD100K: the annotation of split 'test' is not public (asked for scene '{key}')")
-        return read_train_ids(self._root.file(self._label(key)), self._root.header(self._image(key)), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(self._image(key)))
@@ -71,6 +73,12 @@ class BDD100K(Scenes):
             return super().identity()
         stamps = self._root.stamps(self._label(key) for key in self.keys)
         return {**super().identity(), "labels": self._root.where(self._labels), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        """Labels and image, the latter for its header."""
+        if not self.labelled:
+            raise AdaptSegError(f"BDD100K: the annotation of split 'test' is not public (asked for scene '{key}')")
+        return self._root.file(self._label(key)), self._root.header(self._image(key))
 
     def _image(self, key: str) -> str:
         return f"{self._images}/{key}.jpg"

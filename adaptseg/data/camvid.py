@@ -12,6 +12,7 @@ from adaptseg.classes import CAMVID
 from adaptseg.data.files import (
     choose,
     choose_listed,
+    count_train_ids,
     file_stamps,
     find_files,
     read_lines,
@@ -58,7 +59,10 @@ class CamVid(Scenes):
         return read_image(self._image_path(key))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        return read_train_ids(self._labels / f"{key}.png", self._image_path(key), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._image_path(key))
@@ -66,6 +70,9 @@ class CamVid(Scenes):
     def identity(self) -> dict[str, Any]:
         stamps = file_stamps(self._labels / f"{key}.png" for key in self.keys)
         return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        return self._labels / f"{key}.png", self._image_path(key)
 
     def _image_path(self, key: str) -> Path:
         return self._images / f"{key}.png"

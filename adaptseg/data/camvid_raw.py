@@ -105,7 +105,7 @@ class CamVidRaw(Scenes):
         """As `Scenes.labels`. AdaptSegError names the colours that are none of the 32."""
         file = self._root.file(self._label(key))
         colors = read_image(file)
-        check_same_size(colors[..., 0], file, self._root.header(f"{_IMAGES}/{key}.png"))
+        check_same_size(colors.shape[:2], file, self._root.header(f"{_IMAGES}/{key}.png"))
         codes = colors[..., 0] >> 6 | colors[..., 1] >> 6 << 2 | colors[..., 2] >> 6 << 4
         mapped = _TRAIN_IDS[codes]
         unknown = (mapped < 0) | (colors & 63).any(2)

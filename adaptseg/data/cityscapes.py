@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES, CITYSCAPES_16
 from adaptseg.data.archives import Root
-from adaptseg.data.files import check_same_size, choose, read_train_ids, require_labels
+from adaptseg.data.files import check_same_size, choose, count_train_ids, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
 from adaptseg.errors import AdaptSegError
 
@@ -77,8 +78,10 @@ class Cityscapes(Scenes):
         return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        label = self._root.file(self._label(key, self._ids))
-        return read_train_ids(label, self._root.header(self._image(key)), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(self._image(key)))
@@ -88,7 +91,7 @@ class Cityscapes(Scenes):
         objects that was annotated as one."""
         file = self._root.file(self._label(key, self._instances))
         ids = read_ids(file)
-        check_same_size(ids, file, self._root.header(self._image(key)))
+        check_same_size(ids.shape, file, self._root.header(self._image(key)))
         return np.where(ids >= _FIRST_INSTANCE, ids, 0).astype(np.int32)
 
     def identity(self) -> dict[str, Any]:
@@ -96,6 +99,10 @@ class Cityscapes(Scenes):
             return super().identity()
         stamps = self._root.stamps(self._label(key, self._ids) for key in self.keys)
         return {**super().identity(), "labels": self._root.where(self._labels), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        """Labels and image, the latter for its header."""
+        return self._root.file(self._label(key, self._ids)), self._root.header(self._image(key))
 
     def _image(self, key: str) -> str:
         return f"{self._images}/{key}{_IMAGE}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES
 from adaptseg.data.archives import Root
-from adaptseg.data.files import choose, read_train_ids, require_labels
+from adaptseg.data.files import choose, count_train_ids, read_train_ids, require_labels
 from adaptseg.data.scenes import Scenes, read_image, read_size
 from adaptseg.errors import AdaptSegError
 
@@ -72,12 +73,10 @@ class Drives(Scenes):
         return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        if not self.labelled:
-            raise AdaptSegError(
-                f"{self._called}: split '{self._split}' has no public annotation (asked for scene '{key}')"
-            )
-        label = self._root.file(self._label(key))
-        return read_train_ids(label, self._root.header(self._image(key)), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(self._image(key)))
@@ -87,6 +86,14 @@ class Drives(Scenes):
             return super().identity()
         stamps = self._root.stamps(self._label(key) for key in self.keys)
         return {**super().identity(), "labels": self._root.where("gt"), "split": self._split, "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        """Labels and image, the latter for its header."""
+        if not self.labelled:
+            raise AdaptSegError(
+                f"{self._called}: split '{self._split}' has no public annotation (asked for scene '{key}')"
+            )
+        return self._root.file(self._label(key)), self._root.header(self._image(key))
 
     def _image(self, key: str) -> str:
         condition, _, scene = key.partition("/")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adaptseg.classes import ClassTable
-from adaptseg.data.scenes import read_ids, read_size
+from adaptseg.classes import VOID, ClassTable
+from adaptseg.data.scenes import count_ids, read_ids, read_size
 from adaptseg.errors import AdaptSegError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -120,8 +120,23 @@ def read_train_ids(label_path: Path, image_path: Path, class_table: ClassTable) 
             size than its image.
     """
     raw = read_ids(label_path)
-    check_same_size(raw, label_path, image_path)
+    check_same_size(raw.shape, label_path, image_path)
     return to_train_ids(raw, label_path, class_table)
+
+
+def count_train_ids(
+    label_path: Path, image_path: Path, class_table: ClassTable
+) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+    """Size (H, W) of `read_train_ids` and its pixels of each train id, (256,) int64: `Scenes.label_counts` of a file.
+
+    Raises:
+        AdaptSegError: as `read_train_ids`, in the same words.
+    """
+    size, raw, pixels = count_ids(label_path)
+    check_same_size(size, label_path, image_path)
+    counts = np.zeros(VOID + 1, np.int64)
+    np.add.at(counts, to_train_ids(raw, label_path, class_table), pixels)  # several raw ids may mean one class
+    return size, counts
 
 
 def to_train_ids(raw: npt.NDArray[np.integer], label_path: Path, class_table: ClassTable) -> npt.NDArray[np.uint8]:
@@ -148,9 +163,9 @@ def file_stamps(paths: Iterable[Path]) -> list[tuple[int, int]]:
     return stamps
 
 
-def check_same_size(labels: npt.NDArray[np.integer], label_path: Path, image_path: Path) -> None:
-    """Raise AdaptSegError unless labels (H, W) have the size that the header of their image file states."""
-    height, width = labels.shape[:2]
+def check_same_size(size: tuple[int, ...], label_path: Path, image_path: Path) -> None:
+    """Raise AdaptSegError unless `size` (H, W) of labels is the one that the header of their image file states."""
+    height, width = size
     image_height, image_width = read_size(image_path)
     if (height, width) != (image_height, image_width):
         raise AdaptSegError(

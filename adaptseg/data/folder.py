@@ -13,6 +13,7 @@ from adaptseg.data.files import (
     IMAGE_ENDINGS,
     choose,
     choose_listed,
+    count_train_ids,
     file_stamps,
     find_files,
     read_lines,
@@ -72,9 +73,10 @@ class Folder(Scenes):
         return read_image(self._image_path(key))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        if self._labels is None:
-            raise AdaptSegError(f"Folder: {self._images} is read with labels: null (asked for scene '{key}')")
-        return read_train_ids(self._labels / f"{key}.png", self._image_path(key), self.class_table)
+        return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        return count_train_ids(*self._files(key), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._image_path(key))
@@ -84,6 +86,11 @@ class Folder(Scenes):
             return super().identity()
         stamps = file_stamps(self._labels / f"{key}.png" for key in self.keys)
         return {**super().identity(), "labels": str(self._labels.resolve()), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        if self._labels is None:
+            raise AdaptSegError(f"Folder: {self._images} is read with labels: null (asked for scene '{key}')")
+        return self._labels / f"{key}.png", self._image_path(key)
 
     def _image_path(self, key: str) -> Path:
         return self._images / f"{key}{self._endings[key]}"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES
 from adaptseg.data.archives import Root
-from adaptseg.data.files import choose, choose_listed, read_lines, require_labels, to_train_ids
+from adaptseg.data.files import choose, choose_listed, count_train_ids, read_lines, require_labels, to_train_ids
 from adaptseg.data.resize import resize_nearest
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
 from adaptseg.errors import AdaptSegError
@@ -73,6 +73,12 @@ class GTA5(Scenes):
                 "GTA5 labels are like that: set resize_labels: true to stretch them, or leave the scene out by split"
             )
         return resize_nearest(to_train_ids(ids, label, self.class_table), size)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        image, label = f"{_IMAGES}/{key}.png", f"{_LABELS}/{key}.png"
+        if self.size(key) != read_size(self._root.header(label)):  # refused or stretched
+            return super().label_counts(key)
+        return count_train_ids(self._root.file(label), self._root.header(image), self.class_table)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._root.header(f"{_IMAGES}/{key}.png"))

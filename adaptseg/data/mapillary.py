@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +14,7 @@ import numpy.typing as npt
 
 from adaptseg.classes import CITYSCAPES, VOID, ClassTable
 from adaptseg.data.archives import Root
-from adaptseg.data.files import check_same_size, choose, read_train_ids, require_labels
+from adaptseg.data.files import check_same_size, choose, count_train_ids, read_train_ids, require_labels
 from adaptseg.data.mapillary_classes import CLASSES
 from adaptseg.data.scenes import Scenes, read_ids, read_image, read_size
 from adaptseg.errors import AdaptSegError
@@ -84,10 +87,18 @@ class Mapillary(Scenes):
         return read_image(self._root.file(self._image(key)))
 
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
-        self._require_labelled(key)
-        file = self._root.file(f"{self._labels}/{key}.png")
+        with self._suspecting_the_version():
+            return read_train_ids(*self._files(key), self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        with self._suspecting_the_version():
+            return count_train_ids(*self._files(key), self.class_table)
+
+    @contextmanager
+    def _suspecting_the_version(self) -> Iterator[None]:
+        """Unknown ids are those of the other release, most likely: says so."""
         try:
-            return read_train_ids(file, self._root.header(self._image(key)), self.class_table)
+            yield
         except AdaptSegError as error:
             if "are unknown to class table" not in str(error):
                 raise
@@ -105,7 +116,7 @@ class Mapillary(Scenes):
         self._require_labelled(key)
         file = self._root.file(f"{self._instances}/{key}.png")
         ids = read_ids(file).astype(np.int32)
-        check_same_size(ids, file, self._root.header(self._image(key)))
+        check_same_size(ids.shape, file, self._root.header(self._image(key)))
         things = np.append(self.class_table.things, np.zeros(VOID + 1 - self.class_table.num_classes, bool))
         return np.where(things[self.class_table.train_ids(ids >> 8)], ids, 0).astype(np.int32)
 
@@ -114,6 +125,11 @@ class Mapillary(Scenes):
             return super().identity()
         stamps = self._root.stamps(f"{self._labels}/{key}.png" for key in self.keys)
         return {**super().identity(), "labels": self._root.where(self._labels), "stamps": stamps}
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        """Labels and image, the latter for its header."""
+        self._require_labelled(key)
+        return self._root.file(f"{self._labels}/{key}.png"), self._root.header(self._image(key))
 
     def _image(self, key: str) -> str:
         return f"{self._images}/{key}.jpg"

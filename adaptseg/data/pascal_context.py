@@ -14,6 +14,7 @@ from adaptseg.data.files import (
     check_same_size,
     choose,
     choose_listed,
+    count_train_ids,
     file_stamps,
     find_files,
     read_lines,
@@ -121,8 +122,13 @@ class PascalContext(Scenes):
         if self._ending == ".png":
             return read_train_ids(path, self._image(key), self.class_table)
         raw = _label_map(path)
-        check_same_size(raw, path, self._image(key))
+        check_same_size(raw.shape, path, self._image(key))
         return to_train_ids(raw, path, self.class_table)
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        if self._ending == ".png":
+            return count_train_ids(self._label(key), self._image(key), self.class_table)
+        return super().label_counts(key)
 
     def size(self, key: str) -> tuple[int, int]:
         return read_size(self._image(key))

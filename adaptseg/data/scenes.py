@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from adaptseg.classes import ClassTable
+from adaptseg.data.counting import value_counts
+from adaptseg.data.png import stored
 from adaptseg.errors import AdaptSegError
 
 
@@ -37,6 +41,14 @@ class Scenes(ABC):
     @abstractmethod
     def labels(self, key: str) -> npt.NDArray[np.uint8]:
         """Train ids (H, W) uint8, 255 = void, at native size. AdaptSegError names the file and what is wrong."""
+
+    def label_counts(self, key: str) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+        """Size (H, W) of `labels(key)` and its pixels of each train id, (256,) int64; the errors are those of `labels`.
+
+        A reader whose labels are one file of ids overrides it with `files.count_train_ids`, which maps what was counted
+        in place of every pixel."""
+        labels = self.labels(key)
+        return (labels.shape[0], labels.shape[1]), value_counts(labels)
 
     @abstractmethod
     def size(self, key: str) -> tuple[int, int]:
@@ -73,12 +85,28 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_ids(path: Path) -> npt.NDArray[np.integer]:
-    """Decode a single-channel label file to (H, W) integers; palette and 16-bit PNG included."""
-    with _open(path) as picture:
-        if picture.mode not in ("L", "P", "I", "I;16", "1"):
-            raise AdaptSegError(f"label file {path} has mode {picture.mode}; one channel of class ids is expected")
-        _decode(picture.load, path=path)
+    """Decode a single-channel label file to (H, W) integers; palette and 16-bit PNG included.
+
+    Raises:
+        AdaptSegError: missing, unreadable or truncated file, or one of several channels.
+    """
+    with _decoded_ids(path) as picture:
         return np.asarray(picture)
+
+
+def count_ids(path: Path) -> tuple[tuple[int, int], npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+    """Size (H, W) of `read_ids`, the ids that occur, ascending (n,), and the pixels of each, (n,) int64.
+
+    Raises:
+        AdaptSegError: as `read_ids`.
+    """
+    with _decoded_ids(path) as picture:
+        size = picture.height, picture.width
+        if picture.mode in ("L", "P"):  # counted where it was decoded, in half the time that NumPy needs
+            counts = np.array(picture.histogram(), np.int64)
+            ids = np.flatnonzero(counts)
+            return size, ids, counts[ids]
+        return size, *np.unique(np.asarray(picture), return_counts=True)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -87,7 +115,29 @@ def read_size(path: Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _decoded_ids(path: Path) -> Iterator[Image.Image]:
+    with _open(path) as picture:
+        if picture.mode not in ("L", "P", "I", "I;16", "1"):
+            raise AdaptSegError(f"label file {path} has mode {picture.mode}; one channel of class ids is expected")
+        ready = _inflated(picture)
+        _decode(ready.load, path=path)
+        yield ready
+
+
+def _inflated(picture: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """The same picture in a form that Pillow decodes faster, if there is one; nothing is decoded yet."""
+    file = picture.fp
+    if picture.format != "PNG" or file is None:
+        return picture
+    position = file.tell()
+    file.seek(0)
+    content = stored(file.read())
+    file.seek(position)  # where Pillow goes on with the picture as it is
+    return picture if content is None else Image.open(io.BytesIO(content))
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
     try:
         return Image.open(path)
     except FileNotFoundError:

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adaptseg.console import say
-from adaptseg.data.counting import value_counts
 from adaptseg.data.scenes import Scenes
 from adaptseg.distributed import gather, is_distributed
 from adaptseg.errors import AdaptSegError
@@ -164,8 +163,8 @@ def _counted(scenes: Scenes, path: Path) -> ClassStatistics:
     classes = scenes.class_table.num_classes
 
     def count(key: str) -> tuple[npt.NDArray[np.int64], int]:
-        labels = scenes.labels(key)
-        return value_counts(labels)[:classes], labels.size
+        (height, width), counts = scenes.label_counts(key)
+        return counts[:classes], height * width
 
     # Decoding a file releases the interpreter's lock, so threads suffice and nothing is copied to other processes.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:

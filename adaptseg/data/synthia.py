@@ -68,7 +68,7 @@ class Synthia(Scenes):
         """Train ids (H, W), and the channels (H, W, 3 or 4) of the label file."""
         file = self._root.file(f"{_LABELS}/{key}.png")
         channels = read_wide(file)
-        check_same_size(channels[..., 0], file, self._root.header(f"{_IMAGES}/{key}.png"))
+        check_same_size(channels.shape[:2], file, self._root.header(f"{_IMAGES}/{key}.png"))
         return to_train_ids(channels[..., 0], file, self.class_table), channels
 
     def identity(self) -> dict[str, Any]:

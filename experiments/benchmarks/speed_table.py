@@ -4,7 +4,8 @@
     python experiments/benchmarks/speed_table.py
 
 NAME: selection, scores, scoring_processes, training_step, self_training_step, gbw, hrda_step, duda_step, herding,
-feature_passes (with --root DRIVING), diffusion_features (with --width 256). What was not measured has no line.
+feature_passes (with --root DRIVING), diffusion_features (with --width 256), data_check. What was not measured has no
+line.
 """
 
 from __future__ import annotations
@@ -144,6 +145,24 @@ def duda_rows(step: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def label_file_rows(check: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, measured, aim) per line."""
+    cases = [check["cases"][name] for name in ("scenes", "coarse", "ragged", "palette")]
+    return [
+        (
+            "label files of 1024x2048 that `data check` reads a second and core: grey (scenes / blocks / ragged) / "
+            "palette",
+            " / ".join(f"{case['files_per_second']:.0f}" for case in cases),
+            "at least 200",
+        ),
+        (
+            f"the same files, Pillow's bare decoding with zlib {check['zlib of Pillow']}",
+            " / ".join(f"{case['pillow_files_per_second']:.0f}" for case in cases),
+            "",
+        ),
+    ]
+
+
 def process_rows(scoring: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, measured, aim) per line."""
     return [
@@ -161,6 +180,7 @@ TABLE: dict[Callable[..., list[tuple[str, str, str]]], tuple[str, ...]] = {
     herding_rows: ("herding",),
     feature_rows: ("feature_passes",),
     unet_rows: ("diffusion_features",),
+    label_file_rows: ("data_check",),
 }
 """Lines -> the results that they are made from; without those there are none."""
 
