@@ -62,13 +62,13 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
     for number, (row, seed) in enumerate(todo, 1):
         print(f"[{number}/{len(todo)}] {row.name}, seed {seed}", flush=True)
         name = result_path(table, row, seed).stem
-        own = [f"--runs={runs}", f"--name={name}", f"--seed_everything={seed}"]
+        own = [f"--runs={runs / table}", f"--name={name}", f"--seed_everything={seed}"]
         for verb in ("fit", "test"):
             command = [sys.executable, "-m", "adaptseg.cli", verb, *row.flags, *own]
             done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-        folder = run_folder(runs, row, name)
+        folder = run_folder(runs / table, row, name)
         fit, test = (json.loads((folder / file).read_text()) for file in ("result.json", "test.json"))
         environment = json.loads((folder / "environment.json").read_text())
         result = {
@@ -157,7 +157,7 @@ def _without_folder(flag: str) -> str:
 
 
 def run_folder(runs: Path, row: Row, name: str) -> Path:
-    """The run directory of a row."""
+    """The run directory of a row in the folder of its table: rows of two tables may be called and configured alike."""
     stems = [Path(row.flags[i + 1]).stem for i, flag in enumerate(row.flags) if flag == "--config"]
     return (REPOSITORY / runs if not runs.is_absolute() else runs) / "+".join(stems) / name
 

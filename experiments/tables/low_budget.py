@@ -174,7 +174,7 @@ def keep_places(pool: Pool, row: Row, runs: Path) -> None:
     it bought, in one small JSON. The border is the truth's: for analysis alone."""
     result = result_path(pool.table, row, 0)
     path = places_path(pool, row)
-    folder = run_folder(runs, row, result.stem) / "labels"
+    folder = run_folder(runs / pool.table, row, result.stem) / "labels"
     if path.exists() or not result.exists() or not folder.exists():
         return
     store, scenes = LabelStore.open(folder), pool.scenes()
