@@ -67,9 +67,9 @@ def state(run: Path) -> dict[str, Any]:
 
 
 def while_choosing_before_the_first_step() -> None:
-    from adaptseg.active import edald
+    from adaptseg.active import point_round
 
-    _die_in(edald, "locally_herded", lambda bank, key, *_: key.endswith("2"))
+    _die_in(point_round, "locally_herded", lambda bank, key, *_: key.endswith("2"))
 
 
 def while_first_answers_are_given() -> None:
@@ -99,9 +99,9 @@ def inside_the_first_round() -> None:
 
 
 def while_scoring() -> None:
-    from adaptseg.active import edald
+    from adaptseg.active import point_round
 
-    _die_in(edald, "point_score", lambda *_: (RUN / "labels" / "round_001.json").exists())
+    _die_in(point_round, "point_score", lambda *_: (RUN / "labels" / "round_001.json").exists())
 
 
 def between_query_and_answers() -> None:

@@ -14,34 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
-import torch
 from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adaptseg.active import balancing
 from adaptseg.active.costs import LabelCost
-from adaptseg.active.herding import k_center, max_herding
 from adaptseg.active.oracles import Oracle
-from adaptseg.active.point_scores import MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore, point_score
-from adaptseg.active.point_stages import (
-    LengthScale,
-    PointPredictor,
-    length_scale_of,
-    locally_herded,
-    passes,
-    yx_of,
-)
-from adaptseg.active.points import Points, announced, best, best_rows, merged
-from adaptseg.active.ranks import salt_of
-from adaptseg.active.rounds import Acquisition, final_scores, tracked
-from adaptseg.active.scores import random_score
-from adaptseg.active.stopping import Stopping, StopSet
-from adaptseg.data.pair import pair_of
+from adaptseg.active.point_round import PointRound, Stage
+from adaptseg.active.point_scores import MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore
+from adaptseg.active.point_stages import LengthScale, PointPredictor
+from adaptseg.active.rounds import Acquisition, final_scores
+from adaptseg.active.stopping import Stopping
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.feature_bank import fixed_sample
-
-Stage = Literal["local", "global", "score"]
 
 
 class TwoStageEDALD(Acquisition):
@@ -228,152 +211,24 @@ class TwoStageEDALD(Acquisition):
 
     def query(self, trainer: Trainer, module: LightningModule, folder: Path) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         method = cast(PointPredictor, module)
-        self._keys = list(self.store.sizes)
-        self._mine = range(trainer.global_rank, len(self._keys), trainer.world_size)
-        self._known = self.store.view(self.round)
+        current = PointRound(self, trainer, method)
         count = self.per_round(self._sizes()) * (self.round + 1) - self.store.spent(self.round)
         if self.round == 0:
-            stages: list[Stage] = ["local", "global"] if self.first_round == "herding" else ["score"]
-            score: PointScore = "random"
+            left = current.chosen(["local", "global"] if self.first_round == "herding" else ["score"], "random", count)
         else:
-            stages, score = self.stages, self.score
-        left = None if stages == ["score"] else self._local(trainer, method, herded="local" in stages)
-        self._offered = left
-        if left is not None and "global" in stages:
-            left = self._global(trainer, method, left, count=None if "score" in stages else count)
-        if "score" in stages:
-            left = self._best(trainer, method, left, score, count)
-        assert left is not None
+            left = current.chosen(self.stages, self.score, count)
         if self.round and self.stop_set is not None:
-            self._note_predictions(trainer, method, self.stop_set)
+            current.note_predictions(self.stop_set)
         if len(left) < count and trainer.is_global_zero:
             warnings.warn(
                 f"round {self.round + 1}: {len(left)} candidates for {count} pixels; all are bought", stacklevel=2
             )
         method.pool_features.forget_maps()
-        for index in self._mine:
-            height, width = self.store.sizes[self._keys[index]]
+        for index, key in current.mine:
+            height, width = self.store.sizes[key]
             wanted = np.zeros(height * width, bool)
             wanted[left.of_image(index)] = True
-            yield self._keys[index], wanted.reshape(height, width)
-
-    def _note_predictions(self, trainer: Trainer, method: PointPredictor, stop_set: StopSet) -> None:
-        for index in tracked(trainer, self._mine, f"round {self.round + 1}: reading the stop set"):
-            yx = stop_set.positions(key := self._keys[index])
-            stop_set.note(key, method.probabilities_at(method.pool_features.at(key, yx)).argmax(1))
+            yield key, wanted.reshape(height, width)
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {key: (height, width) for key, (height, width) in self.store.sizes.items()}
-
-    def _open(self, key: str, *, everywhere: bool = False) -> NDArray[np.int64]:
-        """Flat positions of the candidates of one image, or of all its pixels, that are not bought yet."""
-        size = self._sizes()[key]
-        closed = self._known.bought(key)
-        if self.forbid_void:
-            closed = closed | self.oracle.void(key, size)
-        if everywhere:
-            return np.flatnonzero(~closed)
-        # Of seed 0 in every run: what is computed on these pixels can be shared by runs.
-        yx = fixed_sample(0, "candidates", key, size, self.candidates or math.prod(size)).numpy()
-        flat = yx[:, 0] * size[1] + yx[:, 1]
-        return flat[~closed.reshape(-1)[flat]]
-
-    # ---- stage 1: coverage
-
-    def _local(self, trainer: Trainer, method: PointPredictor, *, herded: bool) -> Points:
-        """This process' candidates, by image."""
-        parts = []
-        for index in tracked(trainer, self._mine, f"round {self.round + 1}: choosing in each image"):
-            key = self._keys[index]
-            flat = self._open(key)
-            if herded:
-                flat = locally_herded(method.pool_features, key, flat, self.local_picks, self.length_scale)
-            parts.append((index, flat))
-        return Points.of(parts)
-
-    def _global(self, trainer: Trainer, method: PointPredictor, mine: Points, count: int | None) -> Points:
-        """Herding over the candidates of all images, conditioned on what is labelled: `count`, or the share `keep`."""
-        labelled = [(i, np.flatnonzero(self._known.bought(self._keys[i]))) for i in self._mine]
-        known = Points.of(labelled)
-        pool = merged(mine, self._features(trainer, method, mine, "reading candidates"))
-        covered = merged(known, self._features(trainer, method, known, "reading labels"))
-        if pool is None or covered is None:
-            return announced(None)
-        points, (features,) = pool
-        if len(points) == 0:
-            return announced(points)
-        device = method.pool_features.device
-        x = torch.from_numpy(features).to(device).float()
-        conditioned_on = torch.from_numpy(covered[1][0]).to(device).float()
-        if self.condition_on_source:
-            conditioned_on = torch.cat([conditioned_on, method.source_features()])
-        picks = min(count if count is not None else round(self.keep * len(points)), len(points))
-        if self.global_by == "k_center":
-            chosen, _ = k_center(x, picks, conditioned_on=conditioned_on)
-        else:
-            scale = length_scale_of(self.length_scale, torch.cat([x, conditioned_on]), f"global/{self.round}")
-            chosen, _ = max_herding(x, picks, length_scale=scale, conditioned_on=conditioned_on)
-        return announced(points.at(np.sort(chosen.cpu().numpy())))
-
-    def _features(self, trainer: Trainer, method: PointPredictor, points: Points, what: str) -> NDArray[np.float16]:
-        """(n, D) float16: exactly what the bank keeps, at half the memory."""
-        rows = [np.empty((0, method.pool_features.channels), np.float16)]
-        for index in tracked(trainer, np.unique(points.image).tolist(), f"round {self.round + 1}: {what}"):
-            yx = self._yx(self._keys[index], points.of_image(index))
-            rows.append(method.pool_features.at(self._keys[index], yx).half().cpu().numpy())
-        return np.concatenate(rows)
-
-    # ---- stage 2: uncertainty
-
-    def _best(
-        self, trainer: Trainer, method: PointPredictor, left: Points | None, score: PointScore, count: int
-    ) -> Points:
-        """The best by score of what herding left in all processes; None = of everything that may be bought."""
-        weights = self._class_weights(trainer) if self.balance and self.round else None
-        kept, values = [], [np.empty(0, np.float32)]
-        for index in tracked(trainer, self._mine, f"round {self.round + 1}: scoring"):
-            key = self._keys[index]
-            flat = self._open(key, everywhere=self.all_pixels) if left is None else left.of_image(index)
-            if not len(flat):
-                continue
-            value = self._scored(method, index, flat, score, weights)
-            if broken := int(value.isnan().sum()):
-                raise AdaptSegError(f"active.score {score} is NaN at {broken} pixels of image '{key}'")
-            value = value.cpu().numpy()
-            # No image has more of the best than all have together: whole images need not be remembered.
-            rows = best_rows(Points.of([(index, flat)]), value, count)
-            kept.append((index, flat[rows]))
-            values.append(value[rows])
-        everything = merged(Points.of(kept), np.concatenate(values))
-        if everything is None:
-            return announced(None)
-        points, (value,) = everything
-        return announced(best(points, value, count))
-
-    def _scored(
-        self, method: PointPredictor, index: int, flat: NDArray[np.int64], score: PointScore, weights: Tensor | None
-    ) -> Tensor:
-        """(n,) float32 scores of pixels of one image."""
-        key = self._keys[index]
-        yx = self._yx(key, flat)
-        uniform = random_score(self._sizes()[key], seed=self.seed, round=self.round, key=key)[yx[:, 0], yx[:, 1]]
-        if score == "random" and weights is None:
-            return uniform  # asks no network: before the first round there is none
-        offered = None if self.all_pixels else flat if self._offered is None else self._offered.of_image(index)
-        generator = torch.Generator().manual_seed(salt_of(self.seed, f"{self.round}/{key}") % 2**63)
-        fixed, drawn = passes(method, key, flat, score, draws=self.draws, offered=offered, generator=generator)
-        value = point_score(score, fixed, drawn, uniform.to(fixed.device))
-        if weights is not None:
-            value = balancing.balance_scores(value[None], weights.to(value), fixed.argmax(1)[None])[0]
-        return value
-
-    def _class_weights(self, trainer: Trainer) -> Tensor:
-        total = self.planned(self._sizes(), self.rounds)
-        classes = pair_of(trainer).num_classes
-        target = balancing.class_budget(total, classes, round=self.round + 1, rounds=self.rounds)
-        return balancing.class_balance_weights(
-            torch.from_numpy(self.store.class_counts(self.round)), target, self.epsilon
-        )
-
-    def _yx(self, key: str, flat: NDArray[np.int64]) -> Tensor:
-        return yx_of(flat, self.store.sizes[key][1])
