@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments" / "tables"))
 
 import active  # noqa: E402  (the scripts of experiments/ are no package)
+import gbw_study  # noqa: E402
 import low_budget  # noqa: E402
 import self_training  # noqa: E402
 from common import Row  # noqa: E402
@@ -27,6 +28,7 @@ TABLES = {
     **{name: pair.rows() for name, pair in active.pairs("DIR", "FILE").items()},
     "self_training": self_training.ROWS,
     "low_budget": low_budget.rows("DIR", "FILE", "RUN"),
+    "gbw_study": [gbw_study.STATE, *gbw_study.rows("RUN")],
 }
 
 
