@@ -11,7 +11,7 @@ source alone, of each seed:
   without weights;
 * gbw_training: the state trained on under each weighting, the same batches in all rows.
 
-About six minutes a seed on one thread.
+About seven minutes of one core a seed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import gbw_measures as measures
+import gbw_tables as tables
 import torch
-from common import RESULTS, Column, Row, adaptseg, load, markdown, parser, result_path, run_folder, without_folder
+from common import REPOSITORY, RESULTS, Row, adaptseg, load, markdown, parser, result_path, run_folder, without_folder
 from common import write_table as write
 from departures import rounded
 from gbw_picture import draw
@@ -151,7 +151,7 @@ def measure(seed: int, runs: Path) -> None:
     if all(group_path(group, seed).exists() for group in ("weights", "classes")):
         return
     source = Streets("game", "train")
-    counted, keys = class_statistics(source, Path("cache")), source.keys[:SCENES]
+    counted, keys = class_statistics(source, REPOSITORY / "cache"), source.keys[:SCENES]
     plain = rows(str(run_directory(STATE, seed, runs)))[0]
     before, after = (
         list(measures.said(networks.load(fitted(row, seed, runs)), source, keys)) for row in (STATE, plain)
@@ -209,98 +209,18 @@ def gbw_weights(every: list[gbw.Statistics], variant: Variant, regularization: f
     )  # fmt: skip
 
 
-# ---- tables
-
-SPREAD = {
-    "smallest": "{:.2f}", "largest": "{:.2f}", "deviation": "{:.2g}", "zero": "{:.0f}", "rare": "{:.2f}",
-    "pixel_mean": "{:.2f}", "on_absent": "{:.0f}", "between": "{:.2g}", "rank": "{:.2f}",
-}  # fmt: skip
-TITLES = {
-    "deviation": "standard deviation", "zero": "at 0, %", "rare": "five rarest", "pixel_mean": "mean over pixels",
-    "on_absent": "held by absent classes, %", "between": "one class between batches", "rank": "rank, inverse frequency",
-}  # fmt: skip
-
-
-def weights_table(every: list[dict[str, Any]]) -> str:
-    """Cells hold batches of 2 / 4 / 8, each the mean over seeds."""
-    titles = [TITLES.get(name, name) for name in SPREAD]
-    lines = ["| " + " | ".join(["weights", *titles]) + " |", "|---" * (len(titles) + 1) + "|"]
-    names = [variant.called(value) for variant in VARIANTS for value in REGULARIZATIONS]
-    for row in (*names, *FREQUENCY):
-        cells = [spread_cell([result["spread"].get(row) for result in every], name) for name in SPREAD]
-        lines.append("| " + " | ".join([row, *cells]) + " |")
-    return "\n".join(lines)
-
-
-def spread_cell(every: list[Mapping[str, Any] | None], name: str) -> str:
-    by_batch = []
-    for batch in measures.BATCHES:
-        values = [one[str(batch)][name] for one in every if one is not None]
-        values = [value for value in values if value is not None]
-        by_batch.append(SPREAD[name].format(mean(values)) if values else "")
-    return " / ".join(by_batch) if any(by_batch) else ""
-
-
-def decreases(classes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """(C,) by how much the loss of a pixel of each class falls: in nats, as a share of it, and times its pixels."""
-    before, after, pixels = (numbers(classes[name]) for name in ("before", "after", "pixels"))
-    return {"nats": before - after, "share": 1 - after / before, "sum": pixels * (before - after)}
-
-
-def predictors(classes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """(C,) what may tell by how much a class's loss falls."""
-    found = {f"gradient, {name.replace('_', ' ')}": numbers(values) for name, values in classes["gradients"].items()}
-    return found | {
-        "the loss itself": numbers(classes["before"]),
-        "inverse frequency": 1 / numbers(classes["frequency"]),
-    }
-
-
-def numbers(values: list[float | None]) -> Tensor:
-    """(C,) float64; None is NaN."""
-    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
-
-
-PREDICTORS = [
-    Row(name, ())
-    for name in (
-        *(f"gradient, {g.replace('_', ' ')}" for g in measures.GRADIENTS),
-        "the loss itself",
-        "inverse frequency",
-    )
-]
-DECREASES = [
-    Column(title, lambda pair, kind=kind: measures.spearman(pair["by"], pair["of"][kind]), "{:.2f}")
-    for kind, title in (
-        ("nats", "fall in nats a pixel"),
-        ("share", "fall as a share of the loss"),
-        ("sum", "fall of the sum over pixels"),
-    )
-]
-COLUMNS = [
-    Column("mIoU", lambda r: 100 * r["val"]["miou"]),
-    Column("IoU, five rarest", lambda r: 100 * mean(r["val"]["iou"][name] for name in RARE)),
-    Column("recall, five rarest", lambda r: 100 * mean(r["val"]["recall"][name] for name in RARE)),
-    Column("accuracy", lambda r: 100 * r["val"]["accuracy"]),
-    Column("source: mIoU", lambda r: 100 * r["source_val"]["miou"]),
-    Column("source: IoU, five rarest", lambda r: 100 * mean(r["source_val"]["iou"][name] for name in RARE)),
-    Column("source: recall, five rarest", lambda r: 100 * mean(r["source_val"]["recall"][name] for name in RARE)),
-    Column("source: their loss, nats", lambda r: mean(r["source_val"]["loss"][name] for name in RARE), "{:.2f}"),
-    Column("seconds", lambda r: r["seconds"], "{:.0f}"),
-]
+# ---- all of it
 
 
 def write_tables() -> None:
     weights, classes = groups("weights"), groups("classes")
-    write("gbw_weights", weights_table(weights))
-    pairs = [{"by": predictors(one), "of": decreases(one)} for one in classes]
-    write("gbw_loss_decrease", markdown(
-        PREDICTORS, DECREASES, lambda row: [{"by": pair["by"][row.name], "of": pair["of"]} for pair in pairs]
-    ))  # fmt: skip
-    write("gbw_training", markdown([STATE, *rows("STATE")], COLUMNS, lambda row: load(TABLE, row)))
+    names = {v.name: [v.called(value) for value in REGULARIZATIONS] for v in VARIANTS}
+    weightings = [name for some in names.values() for name in some] + list(FREQUENCY)
+    write("gbw_weights", tables.weights_table(weights, weightings))
+    write("gbw_loss_decrease", tables.decrease_table(classes))
+    write("gbw_training", markdown([STATE, *rows("STATE")], tables.COLUMNS, lambda row: load(TABLE, row)))
     if weights and classes:
-        spreads = {v.name: [v.called(value) for value in REGULARIZATIONS] for v in VARIANTS}
-        draw(weights, spreads, REGULARIZATIONS, classes[0], decreases(classes[0])["nats"], RARE)
+        draw(weights, names, REGULARIZATIONS, classes[0], tables.decreases(classes[0])["nats"], RARE)
 
 
 def main() -> None:
