@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "experiments" / "tables"))
 import active  # noqa: E402  (the scripts of experiments/ are no package)
 import duda  # noqa: E402
 import ensemble  # noqa: E402
+import gbw_study  # noqa: E402
 import low_budget  # noqa: E402
 import self_training  # noqa: E402
 from common import Row, write_stages  # noqa: E402
@@ -32,6 +33,7 @@ TABLES = {
     **{name: active.rows(PAIRS[name]) for name in active.PAIRS},
     **{self_training.table_of(PAIRS[name]): self_training.rows(PAIRS[name]) for name in self_training.PAIRS},
     **{pool.table: low_budget.rows(pool, "FILE", "RUN") for pool in low_budget.pools("DIR").values()},
+    "gbw_study": [gbw_study.STATE, *gbw_study.rows("RUN")],
 }
 
 

@@ -64,10 +64,7 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
         name = result_path(table, row, seed).stem
         own = [f"--runs={runs / table}", f"--name={name}", f"--seed_everything={seed}"]
         for verb in ("fit", "test"):
-            command = [sys.executable, "-m", "adaptseg.cli", verb, *row.flags, *own]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+            adaptseg(verb, *row.flags, *own)
         folder = run_folder(runs / table, row, name)
         fit, test = (json.loads((folder / file).read_text()) for file in ("result.json", "test.json"))
         environment = json.loads((folder / "environment.json").read_text())
@@ -75,7 +72,7 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
             "table": table,
             "row": row.name,
             "seed": seed,
-            "flags": [_without_folder(flag) for flag in row.flags],
+            "flags": [without_folder(flag) for flag in row.flags],
             "steps": fit["steps"],
             "seconds": fit["seconds"],
             "commit": environment["git"]["commit"],
@@ -88,6 +85,14 @@ def run_missing(table: str, rows: Sequence[Row], seeds: Sequence[int], runs: Pat
         path = result_path(table, row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def adaptseg(verb: str, *flags: str) -> None:
+    """Run the command; what it printed last is shown if it fails, and all ends."""
+    command = [sys.executable, "-m", "adaptseg.cli", verb, *flags]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
 def bought(labels: Path) -> dict[str, int] | None:
@@ -124,15 +129,11 @@ def run_stages(
     file = write_stages(recipe, folder)
     made = folder / "stages" / f"seed{seed}"
     for more in ([], *(["--stage", name] for name in tested if not (made / name / "test.json").exists())):
-        verb = "test" if more else "fit"
-        command = [sys.executable, "-m", "adaptseg.cli", verb, "--config", str(file), "--runs", str(folder)]
-        command += ["--name", f"seed{seed}", "--seed_everything", str(seed), *more]
+        flags = ["--config", str(file), "--runs", str(folder), "--name", f"seed{seed}", "--seed_everything", str(seed)]
         # A flag for all stages lies over what a stage says itself, so theirs must be flags as well.
-        command += [f"--stages.{stage}.seed_everything={own}" for stage, own in (seeds or {}).items()]
-        command += [] if root is None else ["--root", root]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        own = [f"--stages.{stage}.seed_everything={own}" for stage, own in (seeds or {}).items()]
+        own += [] if root is None else ["--root", root]
+        adaptseg("test" if more else "fit", *flags, *more, *own)
     return made
 
 
@@ -150,7 +151,7 @@ def _below_configs(config: str | list[str]) -> str | list[str]:
     return files[0] if isinstance(config, str) else files
 
 
-def _without_folder(flag: str) -> str:
+def without_folder(flag: str) -> str:
     """A flag without the place of a file on this machine."""
     name, equals, value = flag.partition("=")
     return f"{name}={Path(value).name}" if equals and value.startswith("/") else flag
