@@ -225,15 +225,16 @@ def write_tables() -> None:
 
 def main() -> None:
     given = parser(__doc__).parse_args()
+    runs = given.runs / TABLE
     for seed in [] if given.print else given.seeds:
-        every = [STATE, *rows(str(run_directory(STATE, seed, given.runs)))]
+        every = [STATE, *rows(str(run_directory(STATE, seed, runs)))]
         chosen = [row for row in every if not given.rows or any(part in row.name for part in given.rows)]
         missing = [row for row in chosen if not result_path(TABLE, row, seed).exists()]
         if missing:
-            fitted(STATE, seed, given.runs)  # the others start from it
+            fitted(STATE, seed, runs)  # the others start from it
         for row in missing:
-            train(row, seed, given.runs)
-        measure(seed, given.runs)
+            train(row, seed, runs)
+        measure(seed, runs)
     write_tables()
 
 
