@@ -93,3 +93,12 @@ def test_gap_closed_over_classes_known_and_not() -> None:
     assert self_training.gap_closed(reached, floor, ceiling, known=False) == pytest.approx(100 * -0.05 / 0.6)
     assert self_training.gap_closed(reached, ceiling, ceiling) is None
     assert self_training.gap_closed({"road": 1.0}, {"road": 0.5}, {"road": 0.9}, known=False) is None
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    def run(seed: int, *miou: float) -> dict[str, Any]:
+        rounds = [{"miou": 0.0}, *({"miou": value} for value in miou[:-1])]
+        return {"seed": seed, "rounds": rounds, "val": {"miou": miou[-1]}}
+
+    ours, others = [run(0, 0.1, 0.3), run(2, 0.2, 0.5)], [run(1, 0.9, 0.9), run(2, 0.1, 0.2), run(0, 0.2, 0.1)]
+    assert low_budget.differences(ours, others) == [pytest.approx((20, 5)), pytest.approx((30, 20))]

@@ -18,13 +18,14 @@ and candidates are shared by all runs. The candidates are 500 random pixels of e
 """
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import REPOSITORY, RESULTS, Column, Row, load, make, parser, result_path, run_folder
+from common import REPOSITORY, RESULTS, Column, Row, load, make, parser, result_path, run_folder, write_table
 from matplotlib.figure import Figure
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -141,6 +142,45 @@ def columns(pool: Pool) -> list[Column]:
     ]
 
 
+# ---- what the papers claim
+
+CLAIMS = {
+    "herding before entropy": ("herding + entropy", "entropy"),
+    "herding before margin": ("herding + margin", "margin"),
+    "herding before eDALD": ("herding + eDALD", "eDALD"),
+    "herding + eDALD in place of margin": ("herding + eDALD", "margin"),
+    "herding + eDALD in place of herding + margin": ("herding + eDALD", "herding + margin"),
+    "margin in place of random": ("margin", "random"),
+    "herding in place of random": ("herding", "random"),
+}
+"""Name -> (strategy, what it is held against)."""
+
+
+def differences(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(after ten rounds, mean over rounds) of mIoU in points, ours less theirs, for each seed that both have."""
+    theirs = {result["seed"]: result for result in others}
+    pairs = [(result, theirs[result["seed"]]) for result in ours if result["seed"] in theirs]
+    return [(_curve(a)[-1] - _curve(b)[-1], _area(a) - _area(b)) for a, b in pairs]
+
+
+def claims(pool: Pool, every: list[Row]) -> str:
+    """A table of differences, mean ± standard deviation over seeds."""
+    found = {row.name: load(pool.table, row) for row in every}
+    lines = ["| mIoU, points | after ten rounds | mean over rounds | seeds |", "|---|---|---|---|"]
+    for features in FEATURES:
+        for name, (ours, others) in CLAIMS.items():
+            points = differences(found[f"{features}, {ours}"], found[f"{features}, {others}"])
+            if points:
+                cells = [_spread([point[i] for point in points]) for i in (0, 1)]
+                lines.append(f"| {features}: {name} | {' | '.join(cells)} | {len(points)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):+.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
 def draw_curves(pool: Pool, every: list[Row]) -> None:
     """Learning curves of all rows with results, a panel for each kind of features."""
     if not any(load(pool.table, row) for row in every):
@@ -237,6 +277,7 @@ def main() -> None:
     pool = pools(root)[given.pool]
     every = rows(pool, weights, denoiser)
     make(pool.table, every, columns(pool), given)
+    write_table(f"{pool.table}_claims", claims(pool, every))
     draw_curves(pool, every)
     if given.root or given.pool == "streets":
         for row in every:
