@@ -182,10 +182,11 @@ def _spread(values: list[float]) -> str:
 
 
 def draw_curves(pool: Pool, every: list[Row]) -> None:
-    """Learning curves of all rows with results, a panel for each kind of features."""
+    """Learning curves of all rows with results, a panel for each kind of features; in brackets the
+    number of seeds."""
     if not any(load(pool.table, row) for row in every):
         return
-    figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     for axis, name in zip(figure.subplots(1, 2, sharey=True), FEATURES, strict=True):
         axis.set(title=f"features: {name}", xlabel="labelled pixels", ylabel="mIoU on val, %")
         axis.grid(alpha=0.3)
@@ -200,7 +201,7 @@ def draw_curves(pool: Pool, every: list[Row]) -> None:
             name_of_row = f"{row.name.partition(', ')[2]} ({len(results)})"
             axis.plot([r["spent"] for r in results[0]["rounds"]], mean, label=name_of_row, **style)
         if axis.has_data():
-            axis.legend(fontsize=8, title="(seeds)", title_fontsize=8)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3, fontsize=8)
     folder = REPOSITORY / "experiments" / "tables" / "pictures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{pool.table}.png")
