@@ -111,6 +111,7 @@ def trainer(folder: Path, *callbacks: Callback, steps: int = 10, **settings: Any
     return Trainer(
         **{
             **lightning_cli.TRAINER_DEFAULTS,
+            "log_every_n_steps": 1,
             "max_steps": steps,
             "accelerator": "cpu",
             "logger": False,
