@@ -73,9 +73,7 @@ def _softmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
         return logits.softmax(1)
     # In powers of two: on a CPU torch's exp takes four times as long as its exp2, and native stride has few numbers.
     resized = resize_answers(logits * math.log2(math.e), size, align_corners)
-    for image in resized:  # one at a time, which a CPU's cache can hold
-        image.sub_(image.amax(0, keepdim=True)).exp2_().div_(image.sum(0, keepdim=True))
-    return resized
+    return resized.sub_(resized.amax(1, keepdim=True)).exp2_().div_(resized.sum(1, keepdim=True))
 
 
 def _logits(segmenter: Segmenter, images: Tensor, inference: Inference, *, mirrored: bool) -> Tensor:
