@@ -73,7 +73,7 @@ class EMATeacher(nn.Module, Generic[Network]):
         pairs = self._pairs
         get_ema_multi_avg_fn(self.share(self.updates))(pairs.own_parameters, pairs.parameters, None)
         if self.norm == "copied" and pairs.statistics:
-            torch._foreach_copy_(pairs.own_statistics, pairs.statistics)
+            torch._foreach_copy_(pairs.own_statistics, pairs.statistics)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def logits(self: EMATeacher[Segmenter], images: Tensor) -> Tensor:
