@@ -93,7 +93,9 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
 
         return look(arguments)
     from adaptseg import stages
+    from adaptseg.allocation import keep_freed_memory
 
+    keep_freed_memory()
     if stages.is_staged(arguments):
         from adaptseg.staged_run import run_staged
 

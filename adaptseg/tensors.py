@@ -27,3 +27,13 @@ def likeliest(scores: Tensor, dim: int) -> Tensor:
     countdown = torch.arange(classes, 0, -1, dtype=torch.uint8, device=scores.device).view(shape)
     largest = (scores == scores.amax(dim, keepdim=True)).view(torch.uint8)
     return classes - largest.mul_(countdown).amax(dim).clamp_(min=1).long()
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and one device, which draw the same after it.
+
+    That one seeds every kind of device, and for those that were never used it notes the call stack: 0.3 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

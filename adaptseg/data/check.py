@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adaptseg.allocation import keep_freed_memory
 from adaptseg.classes import VOID, ClassTable
 from adaptseg.data.scenes import Scenes
 from adaptseg.errors import AdaptSegError
@@ -93,7 +94,7 @@ def findings(scenes: Scenes, *, workers: int, images: bool) -> Iterator[Finding]
         AdaptSegError: a process died, for want of memory most likely.
     """
     if workers == 1:
-        _keep_freed_memory()
+        keep_freed_memory()
         yield from (look_at(scenes, key, images=images) for key in scenes.keys)
         return
     # Spawned, not forked: the progress bar of the parent has a thread.
@@ -112,20 +113,12 @@ def _receive(scenes: Scenes, images: bool) -> None:
     """Once a process: scenes of large data sets take a while to send."""
     global _received
     _received = scenes, images
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
 def _look(key: str) -> Finding:
     scenes, images = _received
     return look_at(scenes, key, images=images)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what one file needed for the next, in place of a thousand page faults per file.
-
-    It hands freed memory back to the system beyond a limit that grows with the largest block freed so far: this one.
-    """
-    np.empty(24 << 20, np.uint8)
 
 
 def as_ranges(values: Sequence[int]) -> str:

@@ -278,10 +278,15 @@ def _squared_residuals(log_probabilities: Tensor, bins: Tensor) -> Iterator[Tens
         log_p = at_least_float32(image)
         # p^2 in two passes; torch's exp alone takes 2.6 times as long as exp2 (float32, AVX512).
         torch.mul(log_p, 2 / math.log(2), out=residuals).exp2_()
-        # exp(log p) - 1 would be 0 or rounding noise where the network is sure.
-        own = log_p.gather(0, index.clamp(max=classes - 1)).expm1_()
-        buffer.scatter_(0, index, own.square_())
+        own = log_p.gather(0, index.clamp(max=classes - 1))
+        # exp(log p) - 1 would be 0 or rounding noise where the network is sure; torch's expm1 is six times as slow.
+        buffer.scatter_(0, index, _expm1(own).square_())
         yield residuals.view(classes, -1)
+
+
+def _expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1 without cancellation: exp(x) - 1 = tanh(x / 2) (exp(x) + 1)."""
+    return (x / 2).tanh_().mul_(x.exp().add_(1))
 
 
 def _squared_entropy_slopes(log_probabilities: Tensor, bins: Tensor) -> Iterator[Tensor]:

@@ -156,8 +156,7 @@ class Method(Training):
 
     def _log_class_weights(self) -> None:
         """As often as the log is written: C scalars a loss in every step would cost more than the weights."""
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if self.class_weights is None or not every or (self.global_step + 1) % every:
+        if self.class_weights is None or not self._log_is_written:
             return
         for loss, weights in self.class_weights.latest.items():
             for name, weight in zip(self.class_table.names, weights, strict=True):

@@ -22,6 +22,7 @@ from adaptseg.methods.acceleration import Acceleration
 from adaptseg.methods.optimization import Optimization
 from adaptseg.networks.groups import ParameterParts
 from adaptseg.networks.load import ENTRY, Describable
+from adaptseg.tensors import seed_device
 
 
 class StepResult(NamedTuple):
@@ -158,7 +159,7 @@ class Training(LightningModule):
         # One number per (seed, micro-batch, rank); 2**20 ranks are more than anyone has.
         micro_batch = self.global_step * self.trainer.accumulate_grad_batches
         micro_batch += batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(hash((self.seed, micro_batch)) % 2**40 * 2**20 + self.global_rank)
+        seed_device(hash((self.seed, micro_batch)) % 2**40 * 2**20 + self.global_rank, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._descended.clear()
@@ -166,8 +167,10 @@ class Training(LightningModule):
         total = torch.stack([*self._descended, result.loss]).sum()
         loss = total.detach()
         self._watch_finite(loss, batch)
-        for name, value in {"loss": loss, **result.logs}.items():
-            self.log(f"train/{name}", value.detach(), sync_dist=True)  # a rank's share is no loss; their mean is
+        # Only what somebody reads: the file, and the line at the end of a tick. Each costs a collective.
+        if self._log_is_written or self.trainer.is_last_batch:
+            for name, value in {"loss": loss, **result.logs}.items():
+                self.log(f"train/{name}", value.detach(), sync_dist=True)  # a rank's share is no loss; their mean is
         return total if self._shares_backward else result.loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -178,6 +181,12 @@ class Training(LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+
+    @property
+    def _log_is_written(self) -> bool:
+        """Whether Lightning writes what this step logs."""
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(every) and (self.global_step + 1) % every == 0
 
     def _watch_finite(self, loss: Tensor, batch: Batch) -> None:
         """Remember the first non-finite loss on the device; look at it, in all processes at once, as often as the log

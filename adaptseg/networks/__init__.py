@@ -12,7 +12,15 @@ from adaptseg.networks.hrda import HRDA
 from adaptseg.networks.inference import Inference, predict_probabilities
 from adaptseg.networks.load import build, describe, load, names, rebuild
 from adaptseg.networks.pixel_segmenter import PixelSegmenter
-from adaptseg.networks.segmenter import LossTerm, Normalization, Output, Segmenter, require, resize_logits
+from adaptseg.networks.segmenter import (
+    LossTerm,
+    Normalization,
+    Output,
+    Segmenter,
+    require,
+    resize_answers,
+    resize_logits,
+)
 from adaptseg.networks.smp import SmpSegmenter
 from adaptseg.networks.vit import PyramidViTSegmenter, ViTSegmenter
 
@@ -46,5 +54,6 @@ __all__ = [
     "predict_probabilities",
     "rebuild",
     "require",
+    "resize_answers",
     "resize_logits",
 ]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from adaptseg.networks.activations import checkpoint_blocks
 from adaptseg.networks.windows import Corner, cut_windows
 
 Argument = Literal["crop", "token_mask"]
+_CACHED_PIXELS = 2**18
+"""Of 4 bytes, a cache of a core holds so many; half or twice as many are as fast."""
 
 
 class Output(NamedTuple):
@@ -199,3 +202,25 @@ def resize_logits(logits: Tensor, size: tuple[int, int], align_corners: bool = F
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+@torch.no_grad()
+def resize_answers(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """`resize_logits`, to rounding, where no gradient is asked for: on a CPU in half the time.
+
+    Its kernel there computes pixel by pixel. Here it makes the columns of the few rows there are; whole rows are then
+    blended at once, some maps of one class at a time, which the cache can hold.
+    """
+    rows, (height, width) = logits.shape[-2], size
+    if logits.device.type != "cpu" or (rows, logits.shape[-1]) == (height, width):
+        return resize_logits(logits, size, align_corners)
+    wide = resize_logits(logits, (rows, width), align_corners).flatten(0, 1)
+    places = torch.arange(rows, dtype=logits.dtype).view(1, 1, -1, 1)  # resized like the rows that they count
+    places = resize_logits(places, (height, 1), align_corners).flatten()
+    above = places.long()
+    below, share = (above + 1).clamp_(max=rows - 1), (places - above).view(-1, 1)
+    result = logits.new_empty(*logits.shape[:2], height, width)
+    together = max(1, _CACHED_PIXELS // (height * width))
+    for maps, out in zip(wide.split(together), result.flatten(0, 1).split(together), strict=True):
+        torch.lerp(maps.index_select(1, above), maps.index_select(1, below), share, out=out)
+    return result

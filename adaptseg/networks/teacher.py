@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from timm.layers import DropPath  # pyright: ignore[reportPrivateImportUsage]
@@ -45,6 +46,7 @@ class EMATeacher(nn.Module, Generic[Network]):
         self.alpha, self.norm = alpha, norm
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.updates = 0
+        self._pairs: _Pairs | None = None
         self.train()
 
     def train(self, mode: bool = True) -> EMATeacher[Network]:
@@ -54,6 +56,10 @@ class EMATeacher(nn.Module, Generic[Network]):
                 module.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMATeacher[Network]:
+        self._pairs = None  # moving a module gives it new buffers
+        return super()._apply(fn, recurse)
+
     def share(self, update: int) -> float:
         """What stays of the teacher in its `update`-th update, counted from 1."""
         return min(1 - 1 / (update + 1), self.alpha)
@@ -62,11 +68,12 @@ class EMATeacher(nn.Module, Generic[Network]):
     def update(self, student: Network) -> None:
         """Move towards the student; call once after each of its steps."""
         self.updates += 1
-        mine, theirs = tuple(self.network.parameters()), tuple(student.parameters())
-        get_ema_multi_avg_fn(self.share(self.updates))(mine, theirs, None)
-        if self.norm == "copied":
-            for own, other in zip(_statistics(self.network), _statistics(student), strict=True):
-                own.copy_(other)
+        if self._pairs is None or self._pairs.student is not student:
+            self._pairs = _Pairs.of(self.network, student)
+        pairs = self._pairs
+        get_ema_multi_avg_fn(self.share(self.updates))(pairs.own_parameters, pairs.parameters, None)
+        if self.norm == "copied" and pairs.statistics:
+            torch._foreach_copy_(pairs.own_statistics, pairs.statistics)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def logits(self: EMATeacher[Segmenter], images: Tensor) -> Tensor:
@@ -81,5 +88,22 @@ class EMATeacher(nn.Module, Generic[Network]):
         self.updates = int(state["updates"])
 
 
-def _statistics(network: nn.Module) -> list[Tensor]:
-    return [buffer for module in network.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
+class _Pairs(NamedTuple):
+    """What an update reads and writes. Looked up once: walking through two networks takes longer than the update."""
+
+    student: nn.Module
+    own_parameters: tuple[Tensor, ...]
+    parameters: tuple[Tensor, ...]
+    own_statistics: tuple[Tensor, ...]
+    statistics: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, own: nn.Module, student: nn.Module) -> _Pairs:
+        parameters = tuple(own.parameters()), tuple(student.parameters())
+        return cls(student, *parameters, _statistics(own), _statistics(student))
+
+
+def _statistics(network: nn.Module) -> tuple[Tensor, ...]:
+    return tuple(
+        buffer for module in network.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()
+    )

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from self_training_step import _resident, _Watch, quiet
+from step_costs import largest_costs, print_costs
 from training_step import cross_entropy, measure_step, prepared_batches
 
 from adaptseg import networks
@@ -133,6 +134,7 @@ def main() -> None:
             f"{name:18s} step {1e3 * step:7.1f} ms  bare {1e3 * passes:7.1f} ms  ratio {step / passes:.3f}   memory "
             f"{peaks['duda'] >> 20} MB, host {peaks['host'] >> 20}, small {peaks['small'] >> 20}, ratio {memory:.2f}"
         )
+        print_costs(name, largest_costs(duda(settings), batches[:5]))
     result["measuring"] = {"ratio": measuring(12)}
     print(f"measuring over bare inference, loading apart: {result['measuring']['ratio']:.3f}")
     if arguments.save:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from self_training_step import quiet
+from step_costs import largest_costs, print_costs
 from torch import Tensor
 from training_step import cross_entropy, demo_network, measure_step, prepared_batches
 
@@ -79,6 +80,11 @@ def read(wrapped: HRDA, images: Tensor) -> None:
     wrapped.segmenter(windows(images))
 
 
+def method(settings: dict[str, Any]) -> SelfTraining:
+    rates = Optimization(name="adamw", lr=1e-4, head_lr_factor=1.0)
+    return SelfTraining(network=network, class_table=STREETS, optimization=rates, **settings)
+
+
 def inference_seconds(images: Tensor, repeats: int) -> tuple[float, float]:
     """Median seconds of (probabilities at image size, the bare passes)."""
     wrapped = network(STREETS.num_classes).eval()
@@ -108,13 +114,8 @@ def main() -> None:
     batches = prepared_batches(arguments.batch_size, arguments.steps)
     result: dict[str, dict[str, float]] = {}
     for name, settings in VARIANTS.items():
-        method = SelfTraining(
-            network=network,
-            class_table=STREETS,
-            optimization=Optimization(name="adamw", lr=1e-4, head_lr_factor=1.0),
-            **settings,
-        )
-        step, bare = measure_step(method, batches, Bare(masked="masking" in settings))
+        step, bare = measure_step(method(settings), batches, Bare(masked="masking" in settings))
+        print_costs(name, largest_costs(method(settings), batches[:5]))
         result[name] = {"step": step, "bare": bare, "ratio": step / bare}
     target = batches[0].target
     assert target is not None

@@ -1,6 +1,6 @@
 """What a self-training step costs over the bare passes of its networks, in time and in memory.
 
-    python experiments/benchmarks/self_training_step.py [--steps 30] [--save FILE] [--profile]
+    python experiments/benchmarks/self_training_step.py [--steps 30] [--save FILE]
 
 Bare = the teacher's forward pass, and forward, up-sampled cross-entropy and backward of the student for each of the
 method's passes (source, mixed, and masked where there is one), one after the other. Step = the whole of `fit` per step
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from step_costs import largest_costs, print_costs
 from training_step import cross_entropy, demo_network, measure_step, prepared_batches
 
+from adaptseg.allocation import keep_freed_memory
 from adaptseg.classes import STREETS
 from adaptseg.data import Batch
 from adaptseg.methods import GBW, Masking, Optimization, SelfTraining
@@ -104,19 +105,9 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def largest_costs(batches: list[Batch]) -> None:
-    """The operations that the whole step spends most time in, and those of the bare passes beside it."""
-    for name, run in (
-        ("MIC with GBW", lambda: measure_step(method(**VARIANTS["MIC with GBW"]), batches[:5], lambda batch: None)),
-        ("bare passes", lambda: [Bare(masked=True)(batch) for batch in batches[:5]]),
-    ):
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            run()
-        print(name)
-        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=45))
-
-
 def quiet() -> None:
+    """As the command line would: few words, and freed memory stays."""
+    keep_freed_memory()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -125,13 +116,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     quiet()
     batches = prepared_batches(arguments.batch_size, arguments.steps)
-    if arguments.profile:
-        largest_costs(batches)
     result: dict[str, dict[str, float]] = {}
     for name, settings in VARIANTS.items():
         step, bare = measure_step(method(**settings), batches, Bare(masked="masking" in settings))
@@ -141,6 +129,7 @@ def main() -> None:
             f"{name:18s} step {1e3 * step:7.1f} ms  bare {1e3 * bare:7.1f} ms  ratio {step / bare:.3f}   "
             f"memory {memory[0] >> 20} over {memory[1] >> 20} MB, ratio {memory[0] / memory[1]:.2f}"
         )
+        print_costs(name, largest_costs(method(**settings), batches[:5]))
     if arguments.save:
         arguments.save.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -111,6 +111,7 @@ def trainer(folder: Path, *callbacks: Callback, steps: int = 10, **settings: Any
     return Trainer(
         **{
             **lightning_cli.TRAINER_DEFAULTS,
+            "log_every_n_steps": 1,
             "max_steps": steps,
             "accelerator": "cpu",
             "logger": False,
@@ -269,6 +270,22 @@ def test_compiled_networks_train_and_keep_the_names_of_their_weights(tmp_path: P
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(3, [2, 3, 5, 7, 8, 11]), (0, [3, 7, 11])])
+def test_losses_are_logged_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, expected: list[int]
+) -> None:
+    """Where Lightning writes them, and at the end of each tick of four steps, whose line shows the loss."""
+    model, logged = method(), list[int]()
+
+    def log(name: str, value: Tensor, **_: Any) -> None:
+        if name == "train/loss":
+            logged.append(model.global_step)
+
+    monkeypatch.setattr(model, "log", log)
+    trainer(tmp_path, steps=12, log_every_n_steps=every).fit(model, pair(val=None))
+    assert logged == expected
 
 
 # ---- non-finite losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks import SmpSegmenter, dropout_layers, dropping, parameter_groups, require, resize_logits
+from adaptseg.networks import (
+    SmpSegmenter,
+    dropout_layers,
+    dropping,
+    parameter_groups,
+    require,
+    resize_answers,
+    resize_logits,
+)
 from adaptseg.networks.normalization import groups
 
 CLASSES = 5
@@ -79,20 +88,31 @@ def test_sizes_that_fit_are_neither_padded_nor_resampled() -> None:
     assert torch.equal(segmenter(images).logits, F.avg_pool2d(images, 4))
 
 
+@pytest.mark.parametrize("resize", [resize_logits, resize_answers])
+@pytest.mark.parametrize("size", [(9, 20), (3, 7), (5, 30)])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_resize_logits_against_scipy(align_corners: bool) -> None:
-    logits = torch.randn(1, 1, 5, 7, dtype=torch.float64)
-    size = (9, 20)
+def test_resized_logits_against_scipy(
+    resize: Callable[..., torch.Tensor], size: tuple[int, int], align_corners: bool
+) -> None:
+    logits = torch.randn(2, 3, 5, 7, dtype=torch.float64)
 
     def coordinates(target: int, source: int) -> np.ndarray:
         if align_corners:
             return np.linspace(0, source - 1, target)
         return np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
 
-    grid = np.meshgrid(coordinates(9, 5), coordinates(20, 7), indexing="ij")
-    expected = map_coordinates(logits[0, 0].numpy(), grid, order=1)
-    np.testing.assert_allclose(resize_logits(logits, size, align_corners)[0, 0].numpy(), expected, atol=1e-12)
-    assert resize_logits(logits, (5, 7), align_corners) is logits
+    grid = np.meshgrid(coordinates(size[0], 5), coordinates(size[1], 7), indexing="ij")
+    found = resize(logits, size, align_corners)
+    for image, channel in np.ndindex(2, 3):
+        expected = map_coordinates(logits[image, channel].numpy(), grid, order=1)
+        np.testing.assert_allclose(found[image, channel].numpy(), expected, atol=1e-12)
+    assert resize(logits, (5, 7), align_corners) is logits
+
+
+def test_answers_of_many_pixels_are_resized_in_parts() -> None:
+    """More than a cache holds, and a last part that is smaller."""
+    logits = torch.randn(1, 7, 40, 50)
+    torch.testing.assert_close(resize_answers(logits, (200, 250)), resize_logits(logits, (200, 250)))
 
 
 def test_unsupported_arguments_are_refused() -> None:

@@ -85,6 +85,22 @@ def test_copied_statistics_do_not_see_batch_companions() -> None:
     assert not torch.equal(before, student.norm.running_var)
 
 
+def test_moved_networks_and_other_students_are_followed() -> None:
+    """An update keeps what it reads and writes; moving a module replaces its buffers."""
+    student = Normed(3).train()
+    teacher = EMATeacher(student)
+    teacher.update(student)
+    both = nn.ModuleList([student, teacher]).double()
+    student(torch.randn(4, 3, 32, 32).double())
+    teacher.update(student)
+    assert torch.equal(teacher.network.norm.running_var, student.norm.running_var)
+    other = copy.deepcopy(student)
+    other(torch.randn(4, 3, 32, 32).double())
+    teacher.update(other)
+    assert torch.equal(teacher.network.norm.running_var, other.norm.running_var)
+    assert both.state_dict().keys() == nn.ModuleList([student, EMATeacher(student)]).state_dict().keys()
+
+
 def test_number_of_updates_is_saved() -> None:
     student = tiny_network(3)
     teacher = EMATeacher(student)
