@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from adaptseg.active.costs import LabelCost
 from adaptseg.active.oracles import Oracle
-from adaptseg.active.point_round import PointRound, Stage
+from adaptseg.active.point_round import GlobalRule, PointRound, Stage
 from adaptseg.active.point_scores import MAYBE_NEGATIVE, WITHOUT_DRAWS, PointScore
 from adaptseg.active.point_stages import LengthScale, PointPredictor
 from adaptseg.active.rounds import Acquisition, final_scores
@@ -80,7 +80,7 @@ class TwoStageEDALD(Acquisition):
         score: PointScore = "edald",
         draws: int = 5,
         length_scale: LengthScale = "median",
-        global_by: Literal["herding", "k_center"] = "herding",
+        global_by: GlobalRule = "herding",
         condition_on_source: bool = False,
         balance: bool = False,
         epsilon: float = 0.01,
@@ -99,7 +99,7 @@ class TwoStageEDALD(Acquisition):
         self.score: PointScore = score
         self.draws = draws
         self.length_scale: LengthScale = length_scale
-        self.global_by = global_by
+        self.global_by: GlobalRule = global_by
         self.condition_on_source, self.balance, self.epsilon = condition_on_source, balance, epsilon
         self.forbid_void = forbid_void
         self._check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from adaptseg.active import balancing
 from adaptseg.active.herding import k_center, max_herding
+from adaptseg.active.labels import LabelStore
+from adaptseg.active.oracles import Oracle
 from adaptseg.active.point_scores import PointScore, point_score
-from adaptseg.active.point_stages import PointPredictor, length_scale_of, locally_herded, passes, yx_of
+from adaptseg.active.point_stages import LengthScale, PointPredictor, length_scale_of, locally_herded, passes, yx_of
 from adaptseg.active.points import Points, announced, best, best_rows, merged
 from adaptseg.active.ranks import salt_of
 from adaptseg.active.rounds import tracked
@@ -25,10 +27,33 @@ from adaptseg.data.pair import pair_of
 from adaptseg.errors import AdaptSegError
 from adaptseg.networks.feature_bank import fixed_sample
 
-if TYPE_CHECKING:
-    from adaptseg.active.edald import TwoStageEDALD
-
 Stage = Literal["local", "global", "score"]
+GlobalRule = Literal["herding", "k_center"]
+
+
+class PointPlan(Protocol):
+    """What a round reads of its acquisition: arguments of `TwoStageEDALD`, which says what they mean, and its state."""
+
+    round: int
+    seed: int
+    store: LabelStore
+    oracle: Oracle
+    candidates: int | None
+    all_pixels: bool
+    local_picks: int
+    keep: float
+    draws: int
+    length_scale: LengthScale
+    global_by: GlobalRule
+    condition_on_source: bool
+    balance: bool
+    epsilon: float
+    forbid_void: bool
+
+    @property
+    def rounds(self) -> int: ...
+
+    def planned(self, sizes: dict[str, tuple[int, int]], round: int) -> int: ...
 
 
 class PointRound:
@@ -43,7 +68,7 @@ class PointRound:
         method: whose features are herded and whose head scores.
     """
 
-    def __init__(self, how: TwoStageEDALD, trainer: Trainer, method: PointPredictor) -> None:
+    def __init__(self, how: PointPlan, trainer: Trainer, method: PointPredictor) -> None:
         self._how, self._trainer, self._method, self._round = how, trainer, method, how.round
         self._labels = how.store.view(how.round)
         self._sizes = {key: (height, width) for key, (height, width) in how.store.sizes.items()}
