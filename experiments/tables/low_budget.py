@@ -184,10 +184,12 @@ def _spread(values: list[float]) -> str:
 def draw_curves(pool: Pool, every: list[Row]) -> None:
     """Learning curves of all rows with results, a panel for each kind of features; in brackets the
     number of seeds."""
-    if not any(load(pool.table, row) for row in every):
+    shown = [name for name in FEATURES if any(load(pool.table, row) for row in every if row.name.startswith(name))]
+    if not shown:
         return
-    figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2, sharey=True), FEATURES, strict=True):
+    figure = Figure(figsize=(5.5 * len(shown), 5.2), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, shown, strict=True):
         axis.set(title=f"features: {name}", xlabel="labelled pixels", ylabel="mIoU on val, %")
         axis.grid(alpha=0.3)
         for row in every:
@@ -200,8 +202,7 @@ def draw_curves(pool: Pool, every: list[Row]) -> None:
             style = {"linestyle": "-" if herded else "--", "marker": "o", "markersize": 3}
             name_of_row = f"{row.name.partition(', ')[2]} ({len(results)})"
             axis.plot([r["spent"] for r in results[0]["rounds"]], mean, label=name_of_row, **style)
-        if axis.has_data():
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3, fontsize=8)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3, fontsize=8)
     folder = REPOSITORY / "experiments" / "tables" / "pictures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{pool.table}.png")
@@ -249,8 +250,10 @@ def draw_places(pool: Pool, every: list[Row]) -> None:
     scenes = pool.scenes()
     mean = np.mean([resized_image(scenes.image(key), pool.size).numpy() for key in scenes.keys[::8]], 0)
     columns = 5
-    figure = Figure(figsize=(2.7 * columns, 3.0 * -(-len(found) // columns)), dpi=110, layout="constrained")
-    axes = figure.subplots(-(-len(found) // columns), columns, squeeze=False)
+    lines = -(-len(found) // columns)
+    height = 2.7 * pool.size[0] / pool.size[1] + 0.8  # of a picture and its title
+    figure = Figure(figsize=(2.7 * columns, height * lines), dpi=110, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, one in zip(axes.flat, found, strict=False):
