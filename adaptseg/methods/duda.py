@@ -31,7 +31,7 @@ from adaptseg.methods.lessons import Exercise, Masking, domains_to_mix, source_l
 from adaptseg.methods.optimization import Optimization
 from adaptseg.methods.self_training import SelfTraining
 from adaptseg.methods.training_pass import loss_names
-from adaptseg.networks import Inference, Segmenter, resize_answers
+from adaptseg.networks import Inference, Segmenter, resize_logits_no_grad
 from adaptseg.networks.teacher import TeacherNorm
 
 
@@ -197,7 +197,7 @@ class DUDA(SelfTraining):
     def _teacher_logits(self, target: Target) -> Tensor:
         """(B, C, H, W) float32 at the size of the plain target images; the mean with those of `teachers`, if any."""
         height, width = target.image.shape[-2:]
-        own = resize_answers(self.teacher.logits(target.image), (height, width))
+        own = resize_logits_no_grad(self.teacher.logits(target.image), (height, width))
         if self.colleagues is None:
             return own
         said = [own.log_softmax(1), *self.colleagues.log_probabilities(target.image)]

@@ -25,7 +25,7 @@ from adaptseg.losses.pixel import negative_log_likelihood
 from adaptseg.losses.pseudo_labels import Scope, confidence_weights, pseudo_labels, with_bought
 from adaptseg.losses.reduce import any_over_ranks, mean_over_ranks
 from adaptseg.methods.training_pass import TrainingPass
-from adaptseg.networks import Segmenter, require, resize_answers
+from adaptseg.networks import Segmenter, require, resize_logits_no_grad
 from adaptseg.networks.teacher import TeacherNorm
 
 
@@ -150,7 +150,9 @@ class Lessons:
         """
         size = (target.image.shape[-2], target.image.shape[-1])
         # One image at a time: on a CPU, getting and giving back maps of a whole batch takes as long as the work.
-        each = [pseudo_labels(resize_answers(image, size), self.confidence_threshold) for image in logits.split(1)]
+        each = [
+            pseudo_labels(resize_logits_no_grad(image, size), self.confidence_threshold) for image in logits.split(1)
+        ]
         labels, confident = (torch.cat(parts) for parts in zip(*each, strict=True))
         labels = labels if fused is None else fused
         share = mean_over_ranks(confident.float().mean())

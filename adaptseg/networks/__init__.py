@@ -18,8 +18,8 @@ from adaptseg.networks.segmenter import (
     Output,
     Segmenter,
     require,
-    resize_answers,
     resize_logits,
+    resize_logits_no_grad,
 )
 from adaptseg.networks.smp import SmpSegmenter
 from adaptseg.networks.vit import PyramidViTSegmenter, ViTSegmenter
@@ -54,6 +54,6 @@ __all__ = [
     "predict_probabilities",
     "rebuild",
     "require",
-    "resize_answers",
     "resize_logits",
+    "resize_logits_no_grad",
 ]

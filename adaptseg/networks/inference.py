@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptseg.errors import AdaptSegError
-from adaptseg.networks.segmenter import Segmenter, resize_answers, resize_logits
+from adaptseg.networks.segmenter import Segmenter, resize_logits, resize_logits_no_grad
 from adaptseg.networks.windows import WindowMean, window_corners
 
 
@@ -72,7 +72,7 @@ def _softmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits.softmax(1)
     # In powers of two: on a CPU torch's exp takes four times as long as its exp2, and native stride has few numbers.
-    resized = resize_answers(logits * math.log2(math.e), size, align_corners)
+    resized = resize_logits_no_grad(logits * math.log2(math.e), size, align_corners)
     return resized.sub_(resized.amax(1, keepdim=True)).exp2_().div_(resized.sum(1, keepdim=True))
 
 

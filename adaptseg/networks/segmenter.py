@@ -205,7 +205,7 @@ def resize_logits(logits: Tensor, size: tuple[int, int], align_corners: bool = F
 
 
 @torch.no_grad()
-def resize_answers(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+def resize_logits_no_grad(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """`resize_logits`, to rounding, where no gradient is asked for: on a CPU in half the time.
 
     Its kernel there computes pixel by pixel. Here it makes the columns of the few rows there are; whole rows are then

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from adaptseg.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from adaptseg.errors import AdaptSegError
+from adaptseg.networks import feature_bank
 from adaptseg.networks.feature_bank import FeatureBank, Size, fixed_sample
 from adaptseg.networks.feature_maps import FeatureMaps
 
@@ -64,6 +65,32 @@ def test_cached_equals_computed_bit_by_bit(tmp_path: Path, size: Size | None):
             twice = torch.cat([yx[:4], yx[:4]])
             assert torch.equal(again.at(key, twice, draw=draw), first[[0, 1, 2, 3] * 2])
     assert again.at("tall", yx[:0]).shape == (0, 7)
+
+
+def test_what_another_run_kept_meanwhile_is_found(tmp_path: Path):
+    """Though the file as it was before is still mapped."""
+    network = ConvFeatures()
+    mine, others = bank(tmp_path, network), bank(tmp_path)
+    yx = points("tall", mine.size("tall"))
+    mine.at("tall", yx[:10])
+    mine.at("tall", yx[:10])  # mapped now
+    expected = others.at("tall", yx)
+    assert torch.equal(mine.at("tall", yx), expected)
+    assert torch.equal(mine.at("tall", yx[:10]), expected[:10])
+    assert network.forwards == 1
+
+
+def test_few_files_are_mapped_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(feature_bank, "_OPENED", 2)
+    network = ConvFeatures()
+    kept, keys = bank(tmp_path, network), Pool().keys
+    assert len(keys) > 2
+    first = [kept.at(key, points(key, kept.size(key))) for key in keys]
+    for _ in range(2):
+        for key, expected in zip(keys, first, strict=True):
+            assert torch.equal(kept.at(key, points(key, kept.size(key))), expected)
+            assert len(kept._opened) <= 2
+    assert network.forwards == len(keys)
 
 
 def test_what_is_kept_is_not_computed_again(tmp_path: Path):

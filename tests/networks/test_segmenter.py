@@ -20,8 +20,8 @@ from adaptseg.networks import (
     dropping,
     parameter_groups,
     require,
-    resize_answers,
     resize_logits,
+    resize_logits_no_grad,
 )
 from adaptseg.networks.normalization import groups
 
@@ -88,7 +88,7 @@ def test_sizes_that_fit_are_neither_padded_nor_resampled() -> None:
     assert torch.equal(segmenter(images).logits, F.avg_pool2d(images, 4))
 
 
-@pytest.mark.parametrize("resize", [resize_logits, resize_answers])
+@pytest.mark.parametrize("resize", [resize_logits, resize_logits_no_grad])
 @pytest.mark.parametrize("size", [(9, 20), (3, 7), (5, 30)])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_resized_logits_against_scipy(
@@ -112,7 +112,7 @@ def test_resized_logits_against_scipy(
 def test_answers_of_many_pixels_are_resized_in_parts() -> None:
     """More than a cache holds, and a last part that is smaller."""
     logits = torch.randn(1, 7, 40, 50)
-    torch.testing.assert_close(resize_answers(logits, (200, 250)), resize_logits(logits, (200, 250)))
+    torch.testing.assert_close(resize_logits_no_grad(logits, (200, 250)), resize_logits(logits, (200, 250)))
 
 
 def test_unsupported_arguments_are_refused() -> None:
